@@ -1,0 +1,81 @@
+"""Make the virtual environment for running (`run`) or for developing (`dev`) from its lock.
+
+Needs Python 3.11 or later and pip, nothing else. Packages are installed by their hashes: with uv
+where it can be had, which takes seconds, with pip otherwise or when INSTALLER=pip is set. Called
+again, it finds the stamp it left and returns at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+TOP = Path(__file__).parents[1]
+FOLDERS = {"run": TOP / ".venv", "dev": TOP / ".venv-dev"}
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    print(f"authsvc: {text}", file=sys.stderr, flush=True)
+
+
+def stamp_of(kind: str) -> str:
+    """What the environment is made from: another stamp, another environment."""
+    made_from = hashlib.sha256(str(TOP).encode() + sys.version.encode())
+    for name in (f"requirements/{kind}.lock", "pyproject.toml"):
+        made_from.update((TOP / name).read_bytes())
+    return made_from.hexdigest()
+
+
+def quiet(*command: str) -> None:
+    """Run a command; show what it said only when it fails."""
+    done = subprocess.run(command, cwd=TOP, capture_output=True, text=True)
+    if done.returncode:
+        sys.stderr.write(done.stdout + done.stderr)
+        raise SystemExit(f"authsvc: '{Path(command[0]).name}' failed; see above")
+
+
+def find_uv(python: str) -> list[str] | None:
+    """How to call uv: the one on the path, else one installed into the environment."""
+    if os.environ.get("INSTALLER") == "pip":
+        return None
+    if found := shutil.which("uv"):
+        return [found]
+    lock = str(TOP / "requirements" / "uv.lock")
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run([*pip, "--require-hashes", "-r", lock], capture_output=True)
+    return [str(Path(python).with_name("uv"))] if done.returncode == 0 else None
+
+
+def make(kind: str) -> None:
+    """Make the environment unless it is there and up to date."""
+    folder = FOLDERS[kind]
+    stamp_file = folder / "made-from"
+    if stamp_file.is_file() and stamp_file.read_text() == stamp_of(kind):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    say(f"making {folder.name} (once; the next time takes no time)")
+    quiet(sys.executable, "-m", "venv", str(folder))
+    python = str(folder / "bin" / "python")
+    lock = str(TOP / "requirements" / f"{kind}.lock")
+    uv = find_uv(python)
+    say(f"installing the packages of requirements/{kind}.lock with {'uv' if uv else 'pip'}")
+    if uv:
+        install = [*uv, "pip", "install", "--python", python]
+    else:
+        install = [python, "-m", "pip", "install", "--disable-pip-version-check"]
+    quiet(*install, "--require-hashes", "-r", lock)
+    quiet(*install, "--no-deps", "--no-build-isolation", "-e", ".")
+    stamp_file.write_text(stamp_of(kind))
+
+
+if __name__ == "__main__":
+    if sys.version_info < (3, 11):
+        raise SystemExit(f"authsvc needs Python 3.11 or later; this is {sys.version.split()[0]}")
+    if len(sys.argv) != 2 or sys.argv[1] not in FOLDERS:
+        raise SystemExit(f"usage: {sys.argv[0]} {'|'.join(FOLDERS)}")
+    make(sys.argv[1])

@@ -1,0 +1,139 @@
+"""May this user do this: single checks and many in one request."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from authsvc.api.dependencies import (
+    CheckCaller,
+    ScopeQuery,
+    Service,
+    ServiceDep,
+    admit,
+)
+from authsvc.api.documented import BODIES, documented
+from authsvc.api.envelope import Envelope, answer
+from authsvc.api.route import contract_route
+from authsvc.records import Caller
+from authsvc.schemas import answers
+from authsvc.schemas.checks import CheckBody, why_schema
+from authsvc.schemas.names import PermissionName, UserName
+from authsvc.services.checks import Answer, Question, check, explain
+
+router = APIRouter(prefix="/api", route_class=contract_route(admit))
+
+
+def _why(found: Answer) -> dict[str, Any]:
+    if not found.allowed:
+        return {"has_permission": False, "why": {"denied_because": found.reason}}
+    allowed_by = [
+        {
+            "role": ground.role,
+            "via": list(ground.via),
+            "permission": ground.permission,
+            "scope": ground.scope,
+        }
+        for ground in found.grounds
+    ]
+    return {"has_permission": True, "why": {"allowed_by": allowed_by}}
+
+
+async def _single(
+    service: Service, caller: Caller, question: Question, now: datetime, *, with_why: bool
+) -> Response:
+    if with_why:
+        explained, stamp = await explain(service.database, caller.tenant_id, [question], now)
+        data = _why(explained[0])
+    else:
+        answered, stamp = await check(service.database, caller.tenant_id, [question], now)
+        data = {"has_permission": answered[0]}
+    return answer(data, "Answered", stamp.revision, now)
+
+
+@router.get(
+    "/has_permission/{user}/{permission}",
+    tags=["Checks"],
+    summary="May this user do this?",
+    response_model=Envelope[answers.HasPermission | answers.HasPermissionWhy],
+    responses=documented("Answered", {"has_permission": True}),
+)
+async def has_permission(
+    user: UserName,
+    permission: PermissionName,
+    service: ServiceDep,
+    caller: CheckCaller,
+    scope: ScopeQuery = None,
+    explain: Annotated[bool, Query(description="Add `why` to the answer")] = False,
+) -> Response:
+    """The question the service exists for. True if any role the user is in now has the
+    permission, by its own grant, a wildcard or inheritance. Memberships bound to a scope count
+    only when that `scope` is asked for. An unknown user, role or permission is simply `false`.
+    """
+    question = Question(user, permission, scope)
+    return await _single(service, caller, question, service.clock(), with_why=explain)
+
+
+@router.get(
+    "/workflow/user/{user}/can_run/{workflow}",
+    tags=["Workflows"],
+    summary="May this user run this workflow?",
+    response_model=Envelope[answers.HasPermission],
+    responses=documented("Answered", {"has_permission": True}),
+)
+async def can_run(
+    user: UserName,
+    workflow: PermissionName,
+    service: ServiceDep,
+    caller: CheckCaller,
+    scope: ScopeQuery = None,
+) -> Response:
+    """Whether the user has the permission that is named like the workflow."""
+    question = Question(user, workflow, scope)
+    return await _single(service, caller, question, service.clock(), with_why=False)
+
+
+@router.post(
+    "/check",
+    tags=["Checks"],
+    summary="Many checks in one request",
+    response_model=Envelope[answers.CheckResults],
+    responses=documented(
+        "Answered", {"results": [True, False], "allowed": 1, "denied": 1}, *BODIES
+    ),
+    openapi_extra={"x-example-of-why": why_schema()},
+)
+async def check_many(
+    request: Request, body: CheckBody, service: ServiceDep, _caller: CheckCaller
+) -> Response:
+    """Up to 10 000 checks, answered in order and all from one revision. With `explain` each
+    result is an object with `why`. The short form asks many permissions of one user and answers
+    an object by permission. Names travel in the body here, and stay out of URLs and access logs.
+    """
+    # The body may have taken long to arrive: what counts is the credential's state after it.
+    caller = await service.authenticated(request)
+    now = service.clock()
+    if body.checks is not None:
+        questions = [Question(item.user, item.permission, item.scope) for item in body.checks]
+    else:
+        names = body.permissions or []
+        questions = [Question(body.user or "", name, body.scope) for name in names]
+
+    results: list[Any]
+    if body.explain:
+        explained, stamp = await explain(service.database, caller.tenant_id, questions, now)
+        results = [_why(found) for found in explained]
+        allowed = sum(found.allowed for found in explained)
+    else:
+        answered, stamp = await check(service.database, caller.tenant_id, questions, now)
+        results = list(answered)
+        allowed = sum(answered)
+    data: dict[str, Any]
+    if body.checks is None:
+        by_name = zip((q.permission for q in questions), results, strict=True)
+        data = {"results": dict(by_name)}
+    else:
+        data = {"results": results, "allowed": allowed, "denied": len(results) - allowed}
+    return answer(data, "Answered", stamp.revision, now)

@@ -1,0 +1,157 @@
+"""What routes are given: the service's parts, the caller, the page, the way to write."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import Depends, Query, Request
+from fastapi.security import HTTPBearer
+from fastapi.security.http import HTTPAuthorizationCredentials
+
+from authsvc.clock import Clock
+from authsvc.database import Database
+from authsvc.records import LIST_MAX, Caller, Change, Page
+from authsvc.schemas.names import ScopeName, strict_names
+from authsvc.services.authentication import authenticate, require_scope
+from authsvc.services.changes import Outcome, RegisteredMeanwhile, apply_changes
+from authsvc.settings import Settings
+
+_LONGEST_USER_AGENT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The parts every request works with; made once, by ``create_app``."""
+
+    settings: Settings
+    database: Database
+    clock: Clock
+
+    async def authenticated(self, request: Request) -> Caller:
+        """The caller behind a request's credential. Raises Unauthorized, Forbidden."""
+        caller = await authenticate(
+            self.database,
+            request.headers.getlist("authorization"),
+            self.clock(),
+            registration_open=self.settings.registration_open,
+        )
+        agent = request.headers.get("user-agent")
+        return replace(
+            caller,
+            request_id=request.scope["state"]["request_id"],
+            address=request.client.host if request.client else None,
+            user_agent=_printable(agent) if agent else None,
+        )
+
+    async def write(
+        self,
+        request: Request,
+        changes: Sequence[Change],
+        *,
+        dry_run: bool = False,
+        in_list: bool = False,
+    ) -> Outcome:
+        """Apply changes for the request's caller in one transaction, committed on return."""
+        caller: Caller = request.state.caller
+        for _ in range(2):
+            try:
+                return await self._write(caller, changes, dry_run=dry_run, in_list=in_list)
+            except RegisteredMeanwhile:
+                caller = await self.authenticated(request)
+        return await self._write(caller, changes, dry_run=dry_run, in_list=in_list)
+
+    async def _write(
+        self, caller: Caller, changes: Sequence[Change], *, dry_run: bool, in_list: bool
+    ) -> Outcome:
+        return await self.database.write(
+            caller.tenant_id or caller.digest,
+            lambda tx: apply_changes(
+                tx, caller, changes, self.clock(), dry_run=dry_run, paths=in_list
+            ),
+        )
+
+
+def _printable(text: str) -> str:
+    """As much of a header as goes into the audit trail."""
+    return "".join(c if c.isprintable() else "?" for c in text[:_LONGEST_USER_AGENT])
+
+
+def get_service(request: Request) -> Service:
+    """The application's parts."""
+    service: Service = request.app.state.service
+    return service
+
+
+async def service_of(request: Request) -> Service:
+    """The application's parts, as a dependency."""
+    return get_service(request)
+
+
+ServiceDep = Annotated[Service, Depends(service_of)]
+
+
+async def admit(request: Request) -> None:
+    """Find the caller before anything of the request's body is read."""
+    service = get_service(request)
+    if service.settings.strict_names:
+        strict_names.set(True)
+    request.state.caller = await service.authenticated(request)
+
+
+_bearer = HTTPBearer(
+    scheme_name="credential",
+    bearerFormat="UUID version 4",
+    description="A client key. `make run` and `authsvc tenants create` print one.",
+    auto_error=False,
+)
+
+
+class NeedsScope:
+    """A dependency: the caller, who must hold the scope this route declares."""
+
+    def __init__(self, scope: str) -> None:
+        self.scope = scope
+
+    async def __call__(
+        self,
+        request: Request,
+        _documented: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    ) -> Caller:
+        caller: Caller = request.state.caller
+        require_scope(caller, self.scope)
+        return caller
+
+
+CheckCaller = Annotated[Caller, Depends(NeedsScope("check"))]
+ReadCaller = Annotated[Caller, Depends(NeedsScope("read"))]
+WriteCaller = Annotated[Caller, Depends(NeedsScope("write"))]
+
+
+async def page_of(
+    limit: Annotated[
+        int | None, Query(ge=1, le=LIST_MAX, description="Items on this page at most")
+    ] = None,
+    cursor: Annotated[
+        str | None, Query(max_length=2048, description="`next` of the page before")
+    ] = None,
+) -> Page:
+    """Which part of a list is asked for."""
+    return Page(limit, cursor)
+
+
+PageDep = Annotated[Page, Depends(page_of)]
+ScopeQuery = Annotated[
+    ScopeName | None, Query(description="Count memberships bound to this scope too")
+]
+DirectQuery = Annotated[
+    bool, Query(description="The rows as stored, in force or not, instead of what follows from them")
+]
+Handler = Callable[..., Awaitable[Any]]
+
+
+def now(service: Service) -> datetime:
+    """The instant this request is judged at."""
+    return service.clock()

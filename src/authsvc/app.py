@@ -1,0 +1,137 @@
+"""The application: settings in, an ASGI app out. The one place where the parts are put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+import authsvc
+from authsvc import migrations
+from authsvc.api import changes, checks, health, memberships, roles
+from authsvc.api.dependencies import Service
+from authsvc.api.docs_page import docs_router
+from authsvc.api.middleware import Edge
+from authsvc.api.problems import exception_handlers
+from authsvc.clock import Clock, system_clock
+from authsvc.database import Database
+from authsvc.services.tenants import provision_key
+from authsvc.settings import Settings, SqliteFile, load_settings
+from authsvc.sqlite_file import prepare_file
+
+_DESCRIPTION = """
+*May user X do Y?* Define roles, grant permissions to them, make users members, and ask.
+
+Every request under `/api` carries a client key: press **Authorize** and paste yours
+(`make run` and `authsvc tenants create` print one). A key belongs to one tenant; what belongs to
+another tenant does not exist for you. A check is answered from the state of *now*: once a change
+has been answered, no check is answered from before it.
+"""
+_TAGS = [
+    {"name": "Checks", "description": "May this user do this? One question or thousands."},
+    {"name": "Roles", "description": "What users can be in."},
+    {"name": "Permissions", "description": "What roles may do."},
+    {"name": "Memberships", "description": "Users in roles."},
+    {"name": "Hierarchy", "description": "Roles that inherit from roles."},
+    {"name": "Changes", "description": "Many writes, all or nothing."},
+    {"name": "Workflows", "description": "Permissions that are named like workflows."},
+    {"name": "Service", "description": "Is the service well?"},
+]
+
+
+class _Application(FastAPI):
+    """FastAPI with ``Edge`` around everything, also around what answers unhandled errors."""
+
+    edge: dict[str, object]
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return Edge(super().build_middleware_stack(), **self.edge)  # type: ignore[arg-type]
+
+
+def open_database(settings: Settings, *, beside_server: bool = False) -> Database:
+    """The database of the settings; nothing is connected yet.
+
+    ``beside_server``: for commands, which leave the checkpoints of a SQLite file to the server.
+    """
+    target = settings.database
+    if isinstance(target, SqliteFile):
+        return Database.sqlite(target.path, beside_server=beside_server)
+    return Database.postgresql(
+        target.url,
+        target.connect_args,
+        pool_size=settings.postgresql_pool_size,
+        pgbouncer=settings.postgresql_pgbouncer,
+    )
+
+
+async def prepare(settings: Settings, *, clock: Clock = system_clock) -> Sequence[str]:
+    """Make everything ready to be served; warnings for people.
+
+    A SQLite file is made and migrated here, because it is ours alone. A PostgreSQL whose schema
+    is not at head is refused. Then the client key of the settings is provided.
+    Raises SettingsError, StartError, Unavailable.
+    """
+    warnings = list(settings.warnings)
+    if isinstance(settings.database, SqliteFile):
+        warnings += prepare_file(
+            settings.database.path, refuse_open_modes=settings.environment == "production"
+        )
+    database = open_database(settings)
+    try:
+        if database.is_sqlite:
+            await migrations.migrate(database)
+        else:
+            await migrations.require_head(database)
+        if settings.client_key is not None:
+            key = settings.client_key.get_secret_value()
+            await database.write("default", lambda tx: provision_key(tx, key, clock()))
+    finally:
+        await database.dispose()
+    return warnings
+
+
+def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
+    """The service as an ASGI application. Its database must have been prepared (``prepare``)."""
+    service = Service(settings, open_database(settings), clock)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await migrations.require_head(service.database)
+        try:
+            yield
+        finally:
+            await service.database.dispose()
+
+    app = _Application(
+        title="authsvc",
+        summary="An authorization microservice",
+        description=_DESCRIPTION,
+        version=authsvc.__version__,
+        license_info={"name": "MIT", "identifier": "MIT"},
+        openapi_tags=_TAGS,
+        servers=[{"url": settings.public_url}] if settings.public_url else None,
+        lifespan=lifespan,
+        exception_handlers=exception_handlers(clock),
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.edge = {
+        "clock": clock,
+        "allowed_hosts": settings.allowed_hosts,
+        "xss_protection": settings.xss_protection_header,
+    }
+    app.state.service = service
+    # The most asked for first: every route before a match costs its own try.
+    for module in (checks, roles, memberships, changes, health):
+        app.include_router(module.router)
+    app.include_router(docs_router(title="authsvc", docs_enabled=settings.docs_enabled))
+    return app
+
+
+def from_environment() -> FastAPI:
+    """The application with the settings of the environment: what each of several workers loads."""
+    return create_app(load_settings())

@@ -1,0 +1,282 @@
+"""The command ``authsvc``: serving, migrating, and looking after tenants."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, TypeVar
+
+import typer
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from authsvc import __version__, migrations
+from authsvc.app import create_app, open_database, prepare
+from authsvc.clock import system_clock
+from authsvc.credentials import new_client_key
+from authsvc.database import Database
+from authsvc.errors import AuthsvcError, InputError, SettingsError, StartError, Unavailable
+from authsvc.logs import configure_logs
+from authsvc.sanitizer import check_role
+from authsvc.services import tenants as tenant_service
+from authsvc.settings import Settings, SqliteFile, load_settings
+from authsvc.sqlite_file import ServingLock, prepare_file
+
+T = TypeVar("T")
+
+cli = typer.Typer(
+    help="authsvc answers: may user X do Y?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+tenants = typer.Typer(help="The client applications that ask.", no_args_is_help=True)
+cli.add_typer(tenants, name="tenants")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+UNAVAILABLE = 69
+"""Exit status when the database cannot be reached (sysexits.h, EX_UNAVAILABLE)."""
+
+
+def main() -> None:
+    """Run the command; every expected failure is one sentence and its own exit status."""
+    # Whatever is written, is written for its owner alone.
+    os.umask(0o077)
+    try:
+        cli()
+    except AuthsvcError as error:
+        typer.echo(f"authsvc: {error.message}", err=True)
+        status = getattr(error, "exit_code", UNAVAILABLE if isinstance(error, Unavailable) else 1)
+        raise SystemExit(status) from None
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"authsvc {__version__}")
+        raise typer.Exit
+
+
+@cli.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, help="Show the version.")
+    ] = False,
+) -> None:
+    """Settings come from AUTH_* variables and .env; see .env.example."""
+
+
+def with_database(
+    work: Callable[[Database], Coroutine[Any, Any, T]], settings: Settings, *, made: bool = False
+) -> T:
+    """Run a command's work against the configured database, beside a server that may be running.
+
+    ``made``: make a SQLite file that is not there yet.
+    """
+    target = settings.database
+    if isinstance(target, SqliteFile):
+        if made:
+            prepare_file(target.path)
+        elif not target.path.exists():
+            raise StartError(f"There is no database at {target.path}: run 'authsvc serve' first")
+
+    async def run() -> T:
+        database = open_database(settings, beside_server=True)
+        try:
+            return await work(database)
+        finally:
+            await database.dispose()
+
+    return asyncio.run(run())
+
+
+@cli.command()
+def serve() -> None:
+    """Serve HTTP until stopped (Ctrl-C or SIGTERM, which lets running requests finish)."""
+    settings = load_settings()
+    configure_logs(debug=settings.debug_mode)
+    lock = (
+        _serving_lock(settings.database) if isinstance(settings.database, SqliteFile) else None
+    )
+    for warning in asyncio.run(prepare(settings)):
+        typer.echo(f"authsvc: warning: {warning}", err=True)
+    listener = _listen(settings)
+    typer.echo(_greeting(settings), err=True)
+    config = uvicorn.Config(
+        create_app(settings) if settings.workers == 1 else "authsvc.app:from_environment",
+        factory=settings.workers > 1,
+        workers=settings.workers,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=",".join(settings.trusted_proxies) or None,
+        timeout_graceful_shutdown=20,
+        timeout_keep_alive=65,
+        lifespan="on",
+    )
+    server = uvicorn.Server(config)
+    try:
+        if settings.workers > 1:
+            Multiprocess(config, target=server.run, sockets=[listener]).run()
+        else:
+            server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if lock is not None:
+            lock.release()
+    if settings.workers == 1 and not server.started:
+        raise SystemExit(StartError.exit_code)
+
+
+def _serving_lock(target: SqliteFile) -> ServingLock:
+    prepare_file(target.path)
+    return ServingLock(target.path)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """The listening socket, bound here so that a failure is a sentence and not a traceback."""
+    host, port = settings.server_host, settings.server_port
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise StartError(
+            f"Port {port} on {host} cannot be used ({error.strerror}): stop what uses it,"
+            " or set AUTH_SERVER_PORT and AUTH_SERVER_HOST"
+        ) from None
+    listener.set_inheritable(True)
+    return listener
+
+
+def _greeting(settings: Settings) -> str:
+    """The first conversation, ready to be pasted into another terminal."""
+    host = settings.server_host if settings.server_host not in ("0.0.0.0", "::") else "127.0.0.1"  # noqa: S104
+    where = f"http://[{host}]" if ":" in host else f"http://{host}"
+    base = f"{where}:{settings.server_port}"
+    database = settings.database
+    label = database.path if isinstance(database, SqliteFile) else "PostgreSQL"
+    lines = [
+        "",
+        f"  authsvc {__version__} serves {base}   (database: {label})",
+        f"  Documentation to click through: {base}/docs",
+        "",
+    ]
+    if not settings.registration_open:
+        return "\n".join([*lines, "  Make a tenant and its key with: authsvc tenants create NAME", ""])
+    return "\n".join(
+        [
+            *lines,
+            "  May alice deploy? Paste this into another terminal:",
+            "",
+            f"    KEY={new_client_key()}   # a fresh client key: the first write makes its tenant",
+            f'    ask() {{ curl -s -H "Authorization: Bearer $KEY" -X "$1" "{base}/api/$2"; echo; }}',
+            "    ask POST role/admin",
+            "    ask POST permission/admin/deploy",
+            "    ask POST membership/alice/admin",
+            "    ask GET  has_permission/alice/deploy",
+            "",
+        ]
+    )
+
+
+@cli.command()
+def migrate(
+    grant_to: Annotated[
+        str | None,
+        typer.Option(help="PostgreSQL role to give the run-time rights to, now and for later."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring the database's schema to the one this version needs. Safe to repeat."""
+    settings = load_settings()
+
+    async def work(database: Database) -> tuple[str | None, str, str]:
+        before, after = await migrations.migrate(database)
+        if grant_to is not None:
+            await migrations.grant_to(database, grant_to)
+        return before, after, database.label
+
+    before, after, label = with_database(work, settings, made=True)
+    if as_json:
+        typer.echo(json.dumps({"before": before, "after": after, "granted_to": grant_to}))
+        return
+    moved = "is already at" if before == after else "is now at"
+    typer.echo(f"The {label} {moved} schema {after}.")
+    if grant_to is not None:
+        typer.echo(f"Role {grant_to} may use its tables, also those of later versions.")
+
+
+@tenants.command("create")
+def create(
+    name: Annotated[str, typer.Argument(help="1 to 64 of A-Z a-z 0-9 _ - . :")],
+    as_json: Json = False,
+) -> None:
+    """Make a tenant and print its client key, once."""
+    settings = load_settings()
+    _require_name(name)
+
+    async def work(database: Database) -> tenant_service.NewTenant:
+        await migrations.require_head(database)
+        return await database.write(
+            name,
+            lambda tx: tenant_service.create_tenant(
+                tx, name, system_clock(), actor="command", label="first key"
+            ),
+        )
+
+    made = with_database(work, settings)
+    if as_json:
+        shown = {"tenant": str(made.id), "name": name, "key_id": made.key_id, "key": made.key}
+        typer.echo(json.dumps(shown))
+        return
+    typer.echo(f"Tenant '{name}' is made. Its client key, shown this once:\n\n    {made.key}\n")
+    typer.echo("Send it as 'Authorization: Bearer <client key>'; keep it out of your sources.")
+
+
+def _require_name(name: str) -> None:
+    try:
+        check_role(name, "NAME")
+    except InputError:
+        raise SettingsError(f"{name!r} is not a tenant name: use A-Z a-z 0-9 _ - . :") from None
+
+
+@tenants.command("list")
+def list_(as_json: Json = False) -> None:
+    """Show all tenants with their revisions."""
+    settings = load_settings()
+
+    async def work(database: Database) -> list[dict[str, Any]]:
+        await migrations.require_head(database)
+        async with database.read() as tx:
+            found = await tenant_service.list_tenants(tx)
+        return [
+            {
+                "tenant": str(tenant.id),
+                "name": tenant.name,
+                "created_at": tenant.created_at.isoformat(),
+                "revision": revision,
+                "disabled": tenant.disabled_at is not None,
+            }
+            for tenant, revision in found
+        ]
+
+    found = with_database(work, settings)
+    if as_json:
+        typer.echo(json.dumps(found))
+    elif not found:
+        typer.echo("No tenants yet: authsvc tenants create NAME")
+    else:
+        width = max(len(row["name"]) for row in found)
+        typer.echo(f"{'NAME':{width}}  REVISION  MADE")
+        for row in found:
+            typer.echo(f"{row['name']:{width}}  {row['revision']:>8}  {row['created_at'][:19]}Z")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Client keys: their form, their making and their digests. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+
+# RFC 9562, section 5.4: version 4, variant 10x; the canonical text form only.
+_CLIENT_KEY = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+
+
+def new_client_key() -> str:
+    """A fresh client key: 122 bits from the operating system's generator."""
+    return str(uuid.uuid4())
+
+
+def parse_client_key(text: str) -> str | None:
+    """The key in its one spelling (lower case), or None if it is not a canonical UUID4."""
+    lowered = text.lower() if text.isascii() else ""
+    return lowered if _CLIENT_KEY.fullmatch(lowered) else None
+
+
+def digest_of(key: str) -> bytes:
+    """What is stored of a key: SHA-256, 32 bytes. 122 random bits need no slow hash."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+def new_key_id() -> str:
+    """A public name for a key, unrelated to the key itself."""
+    return "key_" + uuid.uuid4().hex[:20]

@@ -1,0 +1,355 @@
+"""The one way to the database: a read transaction, a single-statement read, a write transaction.
+
+Only this file commits. A write transaction remembers every error that passed through it and
+refuses to commit after one, because both drivers' COMMIT returns normally on a transaction that
+the server has already given up (nothing would have been written, and success acknowledged).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+from weakref import WeakValueDictionary
+
+import aiosqlite
+import structlog
+from sqlalchemy import URL, AsyncAdaptedQueuePool, event, exc, text
+from sqlalchemy.engine import CursorResult, Row
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.sql.base import Executable
+
+from authsvc.errors import Busy, OutcomeUnknown, ReadOnly, Unavailable
+
+log = structlog.get_logger("authsvc.database")
+
+T = TypeVar("T")
+
+LOCK_SECONDS = 2
+"""How long a write waits for another process's lock before it is refused as busy."""
+QUEUE_SECONDS = 10
+"""How long a write waits for this process's own writers before it is refused as busy."""
+STATEMENT_SECONDS = 30
+"""How long one statement may take before its connection is given up."""
+
+# Settings of one write transaction, whatever the server's or the role's defaults are.
+_BEGIN_WRITE = text(
+    "SELECT set_config('synchronous_commit', 'on', true),"
+    f" set_config('lock_timeout', '{LOCK_SECONDS}s', true),"
+    " set_config('idle_in_transaction_session_timeout', '2s', true)"
+)
+_IN_RECOVERY = text("SELECT pg_is_in_recovery()")
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_LOCK_NOT_AVAILABLE = {"55P03", "40P01", "40001", "57014"}
+_READ_ONLY = {"25006"}
+_SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_SQLITE_DEFINITE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY}
+
+
+class Transaction:
+    """What repositories work with: statements in, rows out. Carries no commit."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+        self.failed = False
+        self.abandoned = False
+
+    @property
+    def engine_name(self) -> str:
+        """``sqlite`` or ``postgresql``."""
+        return self._connection.dialect.name
+
+    def abandon(self) -> None:
+        """Say that there is nothing to keep: the transaction is rolled back when its work ends."""
+        self.abandoned = True
+
+    async def execute(
+        self,
+        statement: Executable,
+        parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    ) -> CursorResult[Any]:
+        """Run a statement; a list of parameters runs it once for each.
+
+        Raises what the driver raises, and marks the transaction as failed.
+        """
+        try:
+            return await self._connection.execute(statement, parameters)
+        except BaseException:
+            self.failed = True
+            raise
+
+
+def _sqlite_code(error: BaseException | None) -> int:
+    """The primary result code; extended codes carry more in their upper bits."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _sqlstate(error: BaseException | None) -> str:
+    return str(getattr(error, "sqlstate", "") or "")
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn a failing database into an error of ours; a bug (a constraint, bad data) stays one."""
+    try:
+        yield
+    except (exc.IntegrityError, exc.DataError):
+        raise
+    except exc.DBAPIError as error:
+        raise _refusal(error.orig) from error
+    except (exc.TimeoutError, exc.DisconnectionError, OSError, TimeoutError) as error:
+        raise _refusal(error) from error
+
+
+def _refusal(error: BaseException | None) -> Unavailable:
+    state = _sqlstate(error) or str(getattr(error, "sqlite_errorname", ""))
+    log.warning("database_refused", kind=type(error).__name__, state=state)
+    if state in _LOCK_NOT_AVAILABLE or _sqlite_code(error) in _SQLITE_BUSY:
+        return Busy("Others are writing to this tenant; nothing was changed, try again")
+    if state in _READ_ONLY or _sqlite_code(error) == sqlite3.SQLITE_READONLY:
+        return ReadOnly("The database accepts no writes right now; nothing was changed")
+    if _sqlite_code(error) == sqlite3.SQLITE_FULL:
+        return Unavailable("The database's disk is full; nothing was changed", retry_after=30)
+    return Unavailable()
+
+
+class Database:
+    """Engines, queues and transactions of one database.
+
+    ``reader`` and ``writer`` are one engine on PostgreSQL. On SQLite there are two: a writer with
+    one connection (SQLite has one writer at a time anyway, and below 3.51.3 two connections that
+    checkpoint can damage a WAL file), and readers that never write.
+    """
+
+    def __init__(self, reader: AsyncEngine, writer: AsyncEngine, label: str) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.label = label
+        self.is_sqlite = writer.dialect.name == "sqlite"
+        self._locks: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
+        self._pending: set[asyncio.Task[Any]] = set()
+
+    @classmethod
+    def sqlite(cls, path: Path, *, beside_server: bool = False) -> Database:
+        """A file that already exists. ``beside_server``: leave checkpoints to the server."""
+        # mode=rw: a file that was moved away must be an error, not a new empty database.
+        uri = f"file:{quote(str(path))}?mode=rw"
+
+        def connect() -> aiosqlite.Connection:
+            return aiosqlite.connect(uri, uri=True, isolation_level=None, timeout=LOCK_SECONDS)
+
+        def engine(begin: str, size: int, checkpoint_pages: int) -> AsyncEngine:
+            made = create_async_engine(
+                "sqlite+aiosqlite://",
+                async_creator=connect,
+                poolclass=AsyncAdaptedQueuePool,
+                pool_size=size,
+                max_overflow=0,
+                pool_timeout=QUEUE_SECONDS,
+                hide_parameters=True,
+            )
+
+            @event.listens_for(made.sync_engine, "connect")
+            def configure(connection: Any, _record: Any) -> None:
+                cursor = connection.cursor()
+                for pragma in (
+                    "journal_mode=WAL",
+                    "synchronous=FULL",
+                    "foreign_keys=ON",
+                    "trusted_schema=OFF",
+                    "mmap_size=0",
+                    f"busy_timeout={LOCK_SECONDS * 1000}",
+                    f"wal_autocheckpoint={checkpoint_pages}",
+                ):
+                    cursor.execute(f"PRAGMA {pragma}")
+                cursor.close()
+
+            # The driver opens no transaction of its own (isolation_level=None), so that reads of
+            # several statements are one snapshot and writers take their lock at once.
+            @event.listens_for(made.sync_engine, "begin")
+            def begin_transaction(connection: Any) -> None:
+                if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+                    connection.exec_driver_sql(begin)
+
+            return made
+
+        reader = engine("BEGIN", 4, 0)
+        writer = engine("BEGIN IMMEDIATE", 1, 0 if beside_server else 1000)
+        return cls(reader, writer, f"SQLite file {path}")
+
+    @classmethod
+    def postgresql(
+        cls,
+        url: URL,
+        connect_args: Mapping[str, Any],
+        *,
+        pool_size: int = 10,
+        pgbouncer: bool = False,
+    ) -> Database:
+        """A server. ``pgbouncer``: behind a transaction-mode pooler, so nothing is prepared."""
+        arguments: dict[str, Any] = {"command_timeout": STATEMENT_SECONDS, "timeout": 5, **connect_args}
+        if pgbouncer:
+            arguments |= {
+                "statement_cache_size": 0,
+                "prepared_statement_cache_size": 0,
+                "prepared_statement_name_func": lambda: "",
+            }
+        else:
+            # Lists are bound as arrays, and a generic plan guesses their length: from the sixth
+            # execution on, a long list would scan whole tables.
+            plans = {"plan_cache_mode": "force_custom_plan"}
+            arguments["server_settings"] = plans | dict(arguments.get("server_settings", {}))
+        made = create_async_engine(
+            url,
+            connect_args=arguments,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=LOCK_SECONDS,
+            isolation_level="READ COMMITTED",
+            hide_parameters=True,
+        )
+
+        @event.listens_for(made.sync_engine, "connect")
+        def listen(connection: Any, record: Any) -> None:
+            warnings: list[str] = []
+            record.info["warnings"] = warnings
+            driver = connection.driver_connection
+
+            def heard(_connection: Any, message: Any) -> None:
+                if message.severity_en == "WARNING":
+                    warnings.append(str(message.sqlstate))
+
+            driver.add_log_listener(heard)
+
+        # Cheaper than a ping: a connection the server closed is known to be closed.
+        @event.listens_for(made.sync_engine, "checkout")
+        def still_open(connection: Any, _record: Any, _proxy: Any) -> None:
+            if connection.driver_connection.is_closed():
+                raise exc.DisconnectionError
+
+        label = f"PostgreSQL database {url.database} on {url.host or 'a local socket'}"
+        return cls(made, made, label)
+
+    async def dispose(self) -> None:
+        """Let writes that are under way end, then close every connection."""
+        if self._pending:
+            await asyncio.wait(self._pending)
+        await self.writer.dispose()
+        await self.reader.dispose()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[Transaction]:
+        """Several statements, one state of the database. Never of a standby."""
+        with refusals():
+            async with self.reader.connect() as connection:
+                if not self.is_sqlite:
+                    connection = await connection.execution_options(
+                        isolation_level="REPEATABLE READ", postgresql_readonly=True
+                    )
+                transaction = Transaction(connection)
+                if not self.is_sqlite:
+                    await self._refuse_standby(transaction)
+                yield transaction
+
+    async def rows(
+        self, statement: Executable, parameters: Mapping[str, Any]
+    ) -> Sequence[Row[Any]]:
+        """One statement on its own, which is one snapshot without any transaction around it."""
+        with refusals():
+            async with self.reader.connect() as connection:
+                connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
+                return (await connection.execute(statement, parameters)).fetchall()
+
+    async def write(
+        self, tenant: Hashable, work: Callable[[Transaction], Awaitable[T]]
+    ) -> T:
+        """Run ``work`` in one transaction and commit it; its result is the answer.
+
+        Writers of one tenant queue here in memory, before any of them takes a connection. Once
+        begun, a write runs to its end whoever stops waiting for it, so that a request that is
+        cancelled leaves it whole or absent.
+
+        Raises Busy, ReadOnly or Unavailable when nothing was written, OutcomeUnknown when the
+        answer to the COMMIT was lost, and whatever ``work`` raises.
+        """
+        task = asyncio.ensure_future(self._write(tenant, work))
+        self._pending.add(task)
+        task.add_done_callback(self._settled)
+        return await asyncio.shield(task)
+
+    def _settled(self, task: asyncio.Task[Any]) -> None:
+        self._pending.discard(task)
+        if not task.cancelled():
+            task.exception()  # read here, since a caller that went away never will
+
+    async def _write(self, tenant: Hashable, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        key = "the file" if self.is_sqlite else tenant
+        lock = self._locks.get(key)
+        if lock is None:
+            lock = self._locks[key] = asyncio.Lock()
+        try:
+            async with asyncio.timeout(QUEUE_SECONDS):
+                await lock.acquire()
+        except TimeoutError:
+            raise Busy("Too many writes are waiting; nothing was changed, try again") from None
+        try:
+            with refusals():
+                async with self.writer.connect() as connection:
+                    return await self._run(connection, work)
+        finally:
+            lock.release()
+
+    async def _run(
+        self, connection: AsyncConnection, work: Callable[[Transaction], Awaitable[T]]
+    ) -> T:
+        transaction = Transaction(connection)
+        if not self.is_sqlite:
+            await transaction.execute(_BEGIN_WRITE)
+        result = await work(transaction)
+        if transaction.failed:
+            await connection.rollback()
+            raise Unavailable("A statement failed on the way; nothing was changed, try again")
+        if transaction.abandoned:
+            await connection.rollback()
+        else:
+            await self._commit(connection)
+        return result
+
+    async def _commit(self, connection: AsyncConnection) -> None:
+        unknown = OutcomeUnknown(
+            "The answer to the commit was lost: read the state before you repeat the write"
+        )
+        warnings: list[str] = []
+        if not self.is_sqlite:
+            raw = await connection.get_raw_connection()
+            warnings = raw.info["warnings"]
+            warnings.clear()
+        try:
+            await connection.commit()
+        except (exc.SQLAlchemyError, OSError, TimeoutError) as error:
+            cause = getattr(error, "orig", error)
+            if self.is_sqlite and _sqlite_code(cause) in _SQLITE_DEFINITE:
+                await connection.rollback()
+                raise _refusal(cause) from error
+            log.error("commit_unanswered", kind=type(cause).__name__, state=_sqlstate(cause))
+            raise unknown from error
+        # A cancelled wait for a synchronous standby is a warning: committed here, maybe only here.
+        if warnings:
+            log.error("commit_warned", states=warnings)
+            raise unknown
+
+    async def _refuse_standby(self, transaction: Transaction) -> None:
+        if (await transaction.execute(_IN_RECOVERY)).scalar_one():
+            raise Unavailable("The database is a standby; ask again when the primary answers", 5)
+
+    async def refuse_unless_primary(self) -> None:
+        """Raise Unavailable when the database cannot be asked, or is a standby."""
+        if self.is_sqlite:
+            await self.rows(text("SELECT 1 FROM tenant_head LIMIT 1"), {})
+        elif (await self.rows(_IN_RECOVERY, {}))[0][0]:
+            raise Unavailable("The database is a standby; ask again when the primary answers", 5)

@@ -1,0 +1,113 @@
+"""May this user do this? A pure function of memberships, roles, permission, scope and time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from authsvc.records import Membership
+from authsvc.role_graph import RoleGraph, covering
+
+Reason = Literal[
+    "no_such_user",
+    "no_role_grants_it",
+    "membership_not_started",
+    "membership_expired",
+    "out_of_scope",
+]
+"""Why an answer is negative; a closed set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """One reason for a positive answer.
+
+    ``role`` holds the grant ``permission``; ``via`` leads from the role the user holds (bound to
+    ``scope``, None for everywhere) to it.
+    """
+
+    role: str
+    via: tuple[str, ...]
+    permission: str
+    scope: str | None
+
+
+def in_force(membership: Membership, now: datetime) -> bool:
+    """Whether the membership's bounds include this instant."""
+    start, end = membership.not_before, membership.expires_at
+    return (start is None or start <= now) and (end is None or now < end)
+
+
+def in_scope(membership: Membership, scope: str | None) -> bool:
+    """Whether the membership counts for a question asked with this scope (None: without one)."""
+    return not membership.scope or membership.scope == scope
+
+
+def held(
+    memberships: Iterable[Membership], scope: str | None, now: datetime
+) -> list[Membership]:
+    """The memberships that count here and now."""
+    return [m for m in memberships if in_scope(m, scope) and in_force(m, now)]
+
+
+def allowed(
+    memberships: Iterable[Membership],
+    graph: RoleGraph,
+    permission: str,
+    scope: str | None,
+    now: datetime,
+) -> bool:
+    """Whether any membership in force and in scope leads to a grant that covers."""
+    wanted = covering(permission)
+    return any(
+        not graph.effective(m.role_id).isdisjoint(wanted)
+        for m in memberships
+        if in_scope(m, scope) and in_force(m, now)
+    )
+
+
+def grounds(
+    memberships: Iterable[Membership],
+    graph: RoleGraph,
+    permission: str,
+    scope: str | None,
+    now: datetime,
+) -> list[Ground]:
+    """Every reason for a positive answer; empty exactly when ``allowed`` is false."""
+    return [
+        Ground(
+            role=graph.nodes[granting].name,
+            via=graph.path(m.role_id, granting),
+            permission=grant,
+            scope=m.scope or None,
+        )
+        for m in held(memberships, scope, now)
+        for granting, grant in graph.granting(m.role_id, permission)
+    ]
+
+
+def denial(
+    memberships: Iterable[Membership],
+    graph: RoleGraph,
+    permission: str,
+    scope: str | None,
+    now: datetime,
+) -> Reason:
+    """Why a negative answer is negative.
+
+    Of several reasons the nearest to *allow* is told: a membership that is in force elsewhere,
+    then one that has yet to start, then one that has ended.
+    """
+    held_ever = list(memberships)
+    if not held_ever:
+        return "no_such_user"
+    wanted = covering(permission)
+    granting = [m for m in held_ever if not graph.effective(m.role_id).isdisjoint(wanted)]
+    if any(in_force(m, now) for m in granting):
+        return "out_of_scope"
+    here = [m for m in granting if in_scope(m, scope)] or granting
+    if any(m.not_before is not None and now < m.not_before for m in here):
+        return "membership_not_started"
+    return "membership_expired" if here else "no_role_grants_it"

@@ -1,0 +1,131 @@
+"""The tables. Every policy table leads its key with ``tenant_id``, and so do its foreign keys.
+
+Role ids are the revision of the event that created the role: unique per tenant without a
+sequence, and never used again. Names are compared as bytes on both engines.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    LargeBinary,
+    MetaData,
+    Table,
+)
+
+from authsvc.column_types import TenantId, UtcDateTime, name_type
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+tenant = Table(
+    "tenant",
+    metadata,
+    Column("id", TenantId, primary_key=True),
+    Column("name", name_type(254), nullable=False, unique=True),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("disabled_at", UtcDateTime),
+    Column("settings", JSON, nullable=False),
+    Column("token_generation", BigInteger, nullable=False),
+)
+
+# One narrow row per tenant, rewritten by every change: half of each page is left free so that the
+# new version of the row finds room beside the old one.
+tenant_head = Table(
+    "tenant_head",
+    metadata,
+    Column("tenant_id", TenantId, ForeignKey("tenant.id"), primary_key=True),
+    Column("revision", BigInteger, nullable=False),
+    Column("head", LargeBinary(32), nullable=False),
+    postgresql_with={"fillfactor": 50},
+    sqlite_with_rowid=False,
+)
+
+client_key = Table(
+    "client_key",
+    metadata,
+    Column("tenant_id", TenantId, ForeignKey("tenant.id"), primary_key=True),
+    Column("id", name_type(64), primary_key=True),
+    Column("digest", LargeBinary(32), nullable=False, unique=True),
+    Column("label", name_type(512), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+    Column("last_used_at", UtcDateTime),
+)
+
+role = Table(
+    "role",
+    metadata,
+    Column("tenant_id", TenantId, ForeignKey("tenant.id"), primary_key=True),
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("name", name_type(64), nullable=False),
+    Column("description", name_type(512), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index("uq_role_tenant_id_name", "tenant_id", "name", unique=True),
+)
+
+role_parent = Table(
+    "role_parent",
+    metadata,
+    Column("tenant_id", TenantId, primary_key=True),
+    Column("role_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("parent_id", BigInteger, primary_key=True, autoincrement=False),
+    ForeignKeyConstraint(
+        ["tenant_id", "role_id"], ["role.tenant_id", "role.id"], name="fk_role_parent_role"
+    ),
+    ForeignKeyConstraint(
+        ["tenant_id", "parent_id"], ["role.tenant_id", "role.id"], name="fk_role_parent_parent"
+    ),
+    Index("ix_role_parent_parent", "tenant_id", "parent_id", "role_id"),
+    sqlite_with_rowid=False,
+)
+
+role_permission = Table(
+    "role_permission",
+    metadata,
+    Column("tenant_id", TenantId, primary_key=True),
+    Column("role_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("permission", name_type(128), primary_key=True),
+    ForeignKeyConstraint(["tenant_id", "role_id"], ["role.tenant_id", "role.id"]),
+    Index("ix_role_permission_permission", "tenant_id", "permission", "role_id"),
+    sqlite_with_rowid=False,
+)
+
+membership = Table(
+    "membership",
+    metadata,
+    Column("tenant_id", TenantId, primary_key=True),
+    Column("user_id", name_type(254), primary_key=True),
+    Column("role_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("scope", name_type(254), primary_key=True),
+    Column("not_before", UtcDateTime),
+    Column("expires_at", UtcDateTime),
+    ForeignKeyConstraint(["tenant_id", "role_id"], ["role.tenant_id", "role.id"]),
+    Index("ix_membership_role", "tenant_id", "role_id", "user_id", "scope"),
+    sqlite_with_rowid=False,
+)
+
+audit_event = Table(
+    "audit_event",
+    metadata,
+    Column("tenant_id", TenantId, ForeignKey("tenant.id"), primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("payload_hash", LargeBinary(32), nullable=False),
+    Column("hash", LargeBinary(32), nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)

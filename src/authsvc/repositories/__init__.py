@@ -1,0 +1,1 @@
+"""Statements, and nothing else: rows in, frozen records out, each bound to one tenant."""

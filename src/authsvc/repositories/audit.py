@@ -1,0 +1,59 @@
+"""The tenant's chain of policy events: appended to, read in order, never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, bindparam, insert, select
+
+from authsvc import models
+from authsvc.database import Transaction
+from authsvc.records import AuditEvent
+
+_event = models.audit_event
+_INSERT = insert(_event)
+_AFTER = (
+    select(_event)
+    .where(_event.c.tenant_id == bindparam("tenant"), _event.c.seq > bindparam("after"))
+    .order_by(_event.c.seq)
+    .limit(bindparam("most"))
+)
+
+
+def event_of(row: Row[Any]) -> AuditEvent:
+    """A row of ``audit_event`` as a record."""
+    return AuditEvent(row.seq, row.at, row.payload_hash, row.hash, row.payload)
+
+
+class Audit:
+    """The policy events of one tenant."""
+
+    def __init__(self, transaction: Transaction, tenant_id: UUID) -> None:
+        self._tx = transaction
+        self._tenant = tenant_id
+
+    async def append(self, events: Sequence[AuditEvent]) -> None:
+        """Write events that follow the tenant's head."""
+        await self._tx.execute(
+            _INSERT,
+            [
+                {
+                    "tenant_id": self._tenant,
+                    "seq": event.seq,
+                    "at": event.at,
+                    "payload_hash": event.payload_hash,
+                    "hash": event.hash,
+                    "payload": event.payload,
+                }
+                for event in events
+            ],
+        )
+
+    async def after(self, seq: int, most: int) -> list[AuditEvent]:
+        """At most ``most`` events that follow number ``seq``, in order."""
+        found = await self._tx.execute(
+            _AFTER, {"tenant": self._tenant, "after": seq, "most": most}
+        )
+        return [event_of(row) for row in found]

@@ -1,0 +1,76 @@
+"""Permissions granted to roles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from uuid import UUID
+
+from sqlalchemy import bindparam, delete, insert, select
+
+from authsvc import models
+from authsvc.column_types import IdList, TextList, one_of
+from authsvc.database import Transaction
+
+_grant = models.role_permission
+
+_AMONG = select(_grant.c.role_id, _grant.c.permission).where(
+    _grant.c.tenant_id == bindparam("tenant"),
+    one_of(_grant.c.role_id, bindparam("roles", type_=IdList)),
+    one_of(_grant.c.permission, bindparam("permissions", type_=TextList)),
+)
+_OF_ROLE = (
+    select(_grant.c.permission)
+    .where(
+        _grant.c.tenant_id == bindparam("tenant"),
+        _grant.c.role_id == bindparam("role"),
+    )
+    .order_by(_grant.c.permission)
+)
+
+
+class Grants:
+    """The grants of one tenant."""
+
+    def __init__(self, transaction: Transaction, tenant_id: UUID) -> None:
+        self._tx = transaction
+        self._tenant = tenant_id
+
+    async def among(
+        self, role_ids: Iterable[int], permissions: Iterable[str]
+    ) -> set[tuple[int, str]]:
+        """The stored grants with one of these roles and one of these permissions."""
+        found = await self._tx.execute(
+            _AMONG,
+            {
+                "tenant": self._tenant,
+                "roles": sorted(role_ids),
+                "permissions": sorted(permissions),
+            },
+        )
+        return {(row.role_id, row.permission) for row in found}
+
+    async def of_role(self, role_id: int) -> list[str]:
+        """What is granted to the role itself, in byte order."""
+        found = await self._tx.execute(_OF_ROLE, {"tenant": self._tenant, "role": role_id})
+        return [row.permission for row in found]
+
+    async def add(self, grants: Iterable[tuple[int, str]]) -> None:
+        """Insert (role id, permission) grants."""
+        await self._tx.execute(
+            insert(_grant),
+            [
+                {"tenant_id": self._tenant, "role_id": role, "permission": permission}
+                for role, permission in grants
+            ],
+        )
+
+    async def remove(self, grants: Iterable[tuple[int, str]]) -> None:
+        """Delete (role id, permission) grants."""
+        await self._tx.execute(
+            delete(_grant).where(
+                _grant.c.tenant_id == bindparam("tenant"),
+                _grant.c.role_id == bindparam("role"),
+                _grant.c.permission == bindparam("name"),
+            ),
+            [{"tenant": self._tenant, "role": role, "name": name} for role, name in grants],
+        )

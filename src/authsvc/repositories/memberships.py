@@ -1,0 +1,228 @@
+"""Users in roles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from authsvc import models
+from authsvc.column_types import IdList, TextList, UtcDateTime, one_of
+from authsvc.database import Transaction
+from authsvc.records import Membership
+
+_member = models.membership
+_tenant = _member.c.tenant_id == bindparam("tenant")
+_same_row = and_(
+    _tenant,
+    _member.c.user_id == bindparam("user"),
+    _member.c.role_id == bindparam("role"),
+    _member.c.scope == bindparam("in_scope"),
+)
+_users = one_of(_member.c.user_id, bindparam("users", type_=TextList))
+_roles = one_of(_member.c.role_id, bindparam("roles", type_=IdList))
+_now = bindparam("now", type_=UtcDateTime)
+_now_in_scope: ColumnElement[bool] = and_(
+    _member.c.scope.in_(("", bindparam("in_scope"))),
+    or_(_member.c.not_before.is_(None), _member.c.not_before <= _now),
+    or_(_member.c.expires_at.is_(None), _member.c.expires_at > _now),
+)
+_from_user = bindparam("from_user")
+
+_OF_USERS = select(_member).where(_tenant, _users)
+_OF_USERS_IN_ROLES = select(_member).where(_tenant, _users, _roles)
+_OF_USER_PAGE = (
+    select(_member)
+    .where(
+        _tenant,
+        _member.c.user_id == bindparam("user"),
+        or_(
+            _member.c.role_id > bindparam("after_role"),
+            and_(
+                _member.c.role_id == bindparam("after_role"),
+                _member.c.scope > bindparam("after_scope"),
+            ),
+        ),
+    )
+    .order_by(_member.c.role_id, _member.c.scope)
+    .limit(bindparam("most"))
+)
+_OF_ROLE_NOW = (
+    select(_member.c.user_id)
+    .distinct()
+    .where(
+        _tenant,
+        _member.c.role_id == bindparam("role"),
+        _member.c.user_id >= _from_user,
+        _now_in_scope,
+    )
+    .order_by(_member.c.user_id)
+    .limit(bindparam("most"))
+)
+_OF_ROLE_PAGE = (
+    select(_member)
+    .where(
+        _tenant,
+        _member.c.role_id == bindparam("role"),
+        or_(
+            _member.c.user_id > _from_user,
+            and_(
+                _member.c.user_id == _from_user,
+                _member.c.scope > bindparam("after_scope"),
+            ),
+        ),
+    )
+    .order_by(_member.c.user_id, _member.c.scope)
+    .limit(bindparam("most"))
+)
+_HELD = (
+    select(models.role.c.id)
+    .where(
+        models.role.c.tenant_id == bindparam("tenant"),
+        one_of(models.role.c.id, bindparam("roles", type_=IdList)),
+        select(_member.c.user_id)
+        .where(
+            _member.c.tenant_id == models.role.c.tenant_id,
+            _member.c.role_id == models.role.c.id,
+        )
+        .exists(),
+    )
+    .order_by(models.role.c.id)
+)
+_COUNT = select(func.count(_member.c.user_id.distinct())).where(
+    _tenant, _member.c.role_id == bindparam("role")
+)
+
+
+def membership_of(row: Row[Any]) -> Membership:
+    """A row of ``membership`` as a record."""
+    return Membership(row.user_id, row.role_id, row.scope, row.not_before, row.expires_at)
+
+
+class Memberships:
+    """The memberships of one tenant."""
+
+    def __init__(self, transaction: Transaction, tenant_id: UUID) -> None:
+        self._tx = transaction
+        self._tenant = tenant_id
+
+    async def _records(self, statement: Any, **parameters: Any) -> list[Membership]:
+        found = await self._tx.execute(statement, {"tenant": self._tenant, **parameters})
+        return [membership_of(row) for row in found]
+
+    async def of_users(self, users: Iterable[str]) -> list[Membership]:
+        """Everything these users hold, in force or not."""
+        return await self._records(_OF_USERS, users=sorted(users))
+
+    async def of_users_in(
+        self, users: Iterable[str], role_ids: Iterable[int]
+    ) -> list[Membership]:
+        """What these users hold of these roles, in force or not."""
+        return await self._records(
+            _OF_USERS_IN_ROLES, users=sorted(users), roles=sorted(role_ids)
+        )
+
+    async def of_user_page(
+        self, user: str, after: tuple[int, str], most: int
+    ) -> list[Membership]:
+        """A user's stored rows in the order (role id, scope), from the one after ``after``."""
+        return await self._records(
+            _OF_USER_PAGE, user=user, after_role=after[0], after_scope=after[1], most=most
+        )
+
+    async def of_role_page(
+        self, role_id: int, after: tuple[str, str], most: int
+    ) -> list[Membership]:
+        """A role's stored rows in the order (user, scope), from the one after ``after``."""
+        return await self._records(
+            _OF_ROLE_PAGE, role=role_id, from_user=after[0], after_scope=after[1], most=most
+        )
+
+    async def users_of_role(
+        self, role_id: int, from_user: str, most: int, scope: str, now: datetime
+    ) -> list[str]:
+        """The users from ``from_user`` on who hold the role directly and now, in byte order.
+
+        Memberships without a scope count, and those bound to ``scope``.
+        """
+        found = await self._tx.execute(
+            _OF_ROLE_NOW,
+            {
+                "tenant": self._tenant,
+                "role": role_id,
+                "from_user": from_user,
+                "most": most,
+                "in_scope": scope,
+                "now": now,
+            },
+        )
+        return [row.user_id for row in found]
+
+    async def held(self, role_ids: Iterable[int]) -> list[int]:
+        """Which of these roles anybody holds at all, ascending."""
+        found = await self._tx.execute(
+            _HELD, {"tenant": self._tenant, "roles": sorted(role_ids)}
+        )
+        return [row.id for row in found]
+
+    async def count(self, role_id: int) -> int:
+        """How many users hold the role directly, in force or not."""
+        found = await self._tx.execute(_COUNT, {"tenant": self._tenant, "role": role_id})
+        return int(found.scalar_one())
+
+    async def add(self, memberships: Sequence[Membership]) -> None:
+        """Insert memberships."""
+        await self._tx.execute(
+            insert(_member),
+            [
+                {
+                    "tenant_id": self._tenant,
+                    "user_id": m.user,
+                    "role_id": m.role_id,
+                    "scope": m.scope,
+                    "not_before": m.not_before,
+                    "expires_at": m.expires_at,
+                }
+                for m in memberships
+            ],
+        )
+
+    async def rebound(self, memberships: Sequence[Membership]) -> None:
+        """Give stored memberships other bounds."""
+        await self._tx.execute(
+            update(_member)
+            .where(_same_row)
+            .values(not_before=bindparam("start"), expires_at=bindparam("end")),
+            [
+                self._key(m) | {"start": m.not_before, "end": m.expires_at}
+                for m in memberships
+            ],
+        )
+
+    async def remove(self, memberships: Iterable[Membership]) -> None:
+        """Delete memberships."""
+        await self._tx.execute(
+            delete(_member).where(_same_row), [self._key(m) for m in memberships]
+        )
+
+    def _key(self, m: Membership) -> dict[str, Any]:
+        return {
+            "tenant": self._tenant,
+            "user": m.user,
+            "role": m.role_id,
+            "in_scope": m.scope,
+        }

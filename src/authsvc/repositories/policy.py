@@ -1,0 +1,210 @@
+"""What a decision needs, in one statement: the tenant's state, memberships, roles, edges, grants.
+
+The statement starts from some roles and follows the hierarchy from there, so its cost depends on
+what is asked about and not on the size of the tenant. Being one statement, it sees one state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    LargeBinary,
+    Row,
+    Select,
+    String,
+    Text,
+    bindparam,
+    cast,
+    literal,
+    null,
+    select,
+    union_all,
+)
+from sqlalchemy.sql.selectable import CompoundSelect
+
+from authsvc import models
+from authsvc.column_types import TextList, UtcDateTime, one_of
+from authsvc.database import Database, Transaction
+from authsvc.records import EMPTY, Membership, Stamp
+from authsvc.role_graph import RoleGraph, RoleNode
+
+
+class Start(Enum):
+    """Which roles a policy is read from, and in which direction."""
+
+    USERS = "the roles these users hold, and what they inherit"
+    ROLES = "the roles with these names, and what they inherit"
+    ROLES_DOWN = "the roles with these names, and what inherits from them"
+    GRANTS_DOWN = "the roles with one of these grants, and what inherits from them"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The part of a tenant's policy that a question is about, at one state.
+
+    ``memberships`` has an entry for each user that holds anything (only when read from users).
+    """
+
+    stamp: Stamp
+    memberships: Mapping[str, Sequence[Membership]]
+    graph: RoleGraph
+
+
+NOTHING = Policy(EMPTY, {}, RoleGraph())
+"""The policy of a tenant nothing was ever written to."""
+
+_tenant = bindparam("tenant", type_=models.tenant.c.id.type)
+_names = bindparam("names", type_=TextList)
+_wanted = bindparam("wanted", type_=TextList)
+
+
+def _tagged(kind: str, **columns: Any) -> Select[Any]:
+    """One part of the union; what a part does not have is NULL of the right type."""
+    blank = {
+        "text": cast(null(), Text),
+        "id": cast(null(), BigInteger),
+        "other_id": cast(null(), BigInteger),
+        "scope": cast(null(), Text),
+        "not_before": cast(null(), UtcDateTime),
+        "expires_at": cast(null(), UtcDateTime),
+        "head": cast(null(), LargeBinary),
+    }
+    parts = blank | {name: cast(value, blank[name].type) for name, value in columns.items()}
+    return select(
+        literal(kind, String).label("kind"), *(value.label(name) for name, value in parts.items())
+    )
+
+
+@cache
+def _statement(start: Start, some_grants_only: bool) -> CompoundSelect[Any]:
+    role, edge, grant, member, head = (
+        models.role,
+        models.role_parent,
+        models.role_permission,
+        models.membership,
+        models.tenant_head,
+    )
+    if start is Start.USERS:
+        roots = select(member.c.role_id.label("id")).where(
+            member.c.tenant_id == _tenant, one_of(member.c.user_id, _names)
+        )
+    elif start is Start.GRANTS_DOWN:
+        roots = select(grant.c.role_id.label("id")).where(
+            grant.c.tenant_id == _tenant, one_of(grant.c.permission, _names)
+        )
+    else:
+        roots = select(role.c.id.label("id")).where(
+            role.c.tenant_id == _tenant, one_of(role.c.name, _names)
+        )
+    reached = roots.cte("reached", recursive=True)
+    down = start in (Start.ROLES_DOWN, Start.GRANTS_DOWN)
+    near, far = (edge.c.parent_id, edge.c.role_id) if down else (edge.c.role_id, edge.c.parent_id)
+    reached = reached.union(
+        select(far).join(reached, near == reached.c.id).where(edge.c.tenant_id == _tenant)
+    )
+
+    grants = (
+        _tagged("grant", id=grant.c.role_id, text=grant.c.permission)
+        .join(reached, grant.c.role_id == reached.c.id)
+        .where(grant.c.tenant_id == _tenant)
+    )
+    if some_grants_only:
+        grants = grants.where(one_of(grant.c.permission, _wanted))
+    parts = [
+        _tagged("head", id=head.c.revision, head=head.c.head).where(head.c.tenant_id == _tenant),
+        _tagged("role", id=role.c.id, text=role.c.name)
+        .join(reached, role.c.id == reached.c.id)
+        .where(role.c.tenant_id == _tenant),
+        _tagged("edge", id=edge.c.role_id, other_id=edge.c.parent_id)
+        .join(reached, edge.c.role_id == reached.c.id)
+        .where(edge.c.tenant_id == _tenant),
+        grants,
+    ]
+    if start is Start.USERS:
+        parts.append(
+            _tagged(
+                "member",
+                text=member.c.user_id,
+                id=member.c.role_id,
+                scope=member.c.scope,
+                not_before=member.c.not_before,
+                expires_at=member.c.expires_at,
+            ).where(member.c.tenant_id == _tenant, one_of(member.c.user_id, _names))
+        )
+    return union_all(*parts)
+
+
+def _assemble(rows: Iterable[Row[Any]]) -> Policy:
+    stamp = EMPTY
+    names: dict[int, str] = {}
+    parents: dict[int, list[int]] = {}
+    grants: dict[int, list[str]] = {}
+    memberships: dict[str, list[Membership]] = {}
+    for kind, text, role_id, other_id, scope, not_before, expires_at, head in rows:
+        if kind == "grant":
+            grants.setdefault(role_id, []).append(text)
+        elif kind == "member":
+            memberships.setdefault(text, []).append(
+                Membership(text, role_id, scope, not_before, expires_at)
+            )
+        elif kind == "role":
+            names[role_id] = text
+        elif kind == "edge":
+            parents.setdefault(role_id, []).append(other_id)
+        else:
+            stamp = Stamp(role_id, head)
+    graph = RoleGraph(
+        RoleNode(
+            role_id, name, tuple(sorted(parents.get(role_id, ()))),
+            frozenset(grants.get(role_id, ())),
+        )
+        for role_id, name in sorted(names.items())
+    )
+    return Policy(stamp, memberships, graph)
+
+
+def _parameters(
+    tenant_id: UUID, names: Iterable[str], grants: Iterable[str] | None
+) -> dict[str, Any]:
+    parameters: dict[str, Any] = {"tenant": tenant_id, "names": sorted(set(names))}
+    if grants is not None:
+        parameters["wanted"] = sorted(set(grants))
+    return parameters
+
+
+async def read_policy(
+    database: Database,
+    tenant_id: UUID,
+    start: Start,
+    names: Iterable[str],
+    grants: Iterable[str] | None = None,
+) -> Policy:
+    """Read outside of any transaction. ``grants``: which to read, None for all of them."""
+    rows = await database.rows(
+        _statement(start, grants is not None), _parameters(tenant_id, names, grants)
+    )
+    return _assemble(rows)
+
+
+class Policies:
+    """As ``read_policy``, seen by a transaction."""
+
+    def __init__(self, transaction: Transaction, tenant_id: UUID) -> None:
+        self._tx = transaction
+        self._tenant = tenant_id
+
+    async def read(
+        self, start: Start, names: Iterable[str], grants: Iterable[str] | None = None
+    ) -> Policy:
+        """The policy from these names on; ``grants`` as in ``read_policy``."""
+        found = await self._tx.execute(
+            _statement(start, grants is not None), _parameters(self._tenant, names, grants)
+        )
+        return _assemble(found)

@@ -1,0 +1,104 @@
+"""Tenants and their client keys, across tenants: for authentication and the operator's commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, Select, bindparam, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from authsvc import models
+from authsvc.database import Database, Transaction
+from authsvc.records import EMPTY, ClientKey, Stamp, Tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A stored client key, the state of its tenant, and the instant the tenant was disabled."""
+
+    key: ClientKey
+    stamp: Stamp
+    disabled_at: datetime | None
+
+
+_BY_DIGEST: Select[Any] = (
+    select(
+        models.client_key,
+        models.tenant.c.disabled_at,
+        models.tenant_head.c.revision,
+        models.tenant_head.c.head,
+    )
+    .join(models.tenant, models.tenant.c.id == models.client_key.c.tenant_id)
+    .join(models.tenant_head, models.tenant_head.c.tenant_id == models.client_key.c.tenant_id)
+    .where(models.client_key.c.digest == bindparam("digest"))
+)
+
+
+def _credential(row: Row[Any]) -> Credential:
+    key = ClientKey(
+        id=row.id,
+        tenant_id=row.tenant_id,
+        label=row.label,
+        scopes=frozenset(row.scopes),
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+    )
+    return Credential(key, Stamp(row.revision, row.head), row.disabled_at)
+
+
+async def find_credential(database: Database, digest: bytes) -> Credential | None:
+    """The key with this digest and its tenant's state, in one statement."""
+    rows = await database.rows(_BY_DIGEST, {"digest": digest})
+    return _credential(rows[0]) if rows else None
+
+
+class Tenants:
+    """All tenants, inside a transaction."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self._tx = transaction
+
+    async def credential(self, digest: bytes) -> Credential | None:
+        """As ``find_credential``, seen by this transaction."""
+        row = (await self._tx.execute(_BY_DIGEST, {"digest": digest})).one_or_none()
+        return _credential(row) if row else None
+
+    async def named(self, name: str) -> Tenant | None:
+        """The tenant of that name."""
+        found = await self._tx.execute(select(models.tenant).where(models.tenant.c.name == name))
+        row = found.one_or_none()
+        return Tenant(row.id, row.name, row.created_at, row.disabled_at) if row else None
+
+    async def all(self) -> Sequence[tuple[Tenant, int]]:
+        """Every tenant with its revision, oldest first."""
+        found = await self._tx.execute(
+            select(models.tenant, models.tenant_head.c.revision)
+            .join(models.tenant_head, models.tenant_head.c.tenant_id == models.tenant.c.id)
+            .order_by(models.tenant.c.created_at, models.tenant.c.id)
+        )
+        return [
+            (Tenant(row.id, row.name, row.created_at, row.disabled_at), row.revision)
+            for row in found
+        ]
+
+    async def add(self, tenant_id: UUID, name: str, at: datetime) -> bool:
+        """Make a tenant in its empty state; False if another one has that name."""
+        on_conflict = postgresql if self._tx.engine_name == "postgresql" else sqlite
+        added = await self._tx.execute(
+            on_conflict.insert(models.tenant)
+            .values(id=tenant_id, name=name, created_at=at, settings={}, token_generation=0)
+            .on_conflict_do_nothing()
+        )
+        if added.rowcount != 1:
+            return False
+        await self._tx.execute(
+            insert(models.tenant_head).values(
+                tenant_id=tenant_id, revision=EMPTY.revision, head=EMPTY.head
+            )
+        )
+        return True

@@ -1,0 +1,1 @@
+"""What the service does, inside a transaction that the entry point opened."""

@@ -1,0 +1,68 @@
+"""Who is calling: from a credential to a tenant and its scopes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from authsvc.credentials import digest_of, parse_client_key
+from authsvc.database import Database
+from authsvc.errors import Forbidden, Unauthorized
+from authsvc.records import COVERED_BY, EMPTY, SCOPES, Caller
+from authsvc.repositories.tenants import Credential, find_credential
+
+
+def presented_key(authorization: Sequence[str]) -> str:
+    """The client key in the request's ``Authorization`` header, in its canonical form.
+
+    Raises Unauthorized for anything else: no header, several, another scheme, another form.
+    """
+    if len(authorization) != 1:
+        raise Unauthorized(sent=bool(authorization))
+    scheme, _, credential = authorization[0].partition(" ")
+    key = parse_client_key(credential.strip(" ")) if scheme.lower() == "bearer" else None
+    if key is None:
+        raise Unauthorized(sent=True)
+    return key
+
+
+def is_alive(credential: Credential, now: datetime) -> bool:
+    """Whether a stored key is accepted at this instant."""
+    key = credential.key
+    return key.revoked_at is None and (key.expires_at is None or now < key.expires_at)
+
+
+def caller_of(credential: Credential, digest: bytes, now: datetime) -> Caller:
+    """The caller behind a stored key.
+
+    Raises Unauthorized if the key has ended, Forbidden if its tenant is disabled.
+    """
+    if not is_alive(credential, now):
+        raise Unauthorized(sent=True)
+    if credential.disabled_at is not None:
+        raise Forbidden("This tenant is disabled: ask its operator", "tenant_disabled")
+    key = credential.key
+    return Caller(key.tenant_id, key.id, digest, key.scopes, credential.stamp)
+
+
+async def authenticate(
+    database: Database, authorization: Sequence[str], now: datetime, *, registration_open: bool
+) -> Caller:
+    """The caller behind the request's ``Authorization`` headers.
+
+    With open registration a well-formed key that is not known yet is a caller without a tenant.
+    Raises Unauthorized, Forbidden, Unavailable.
+    """
+    digest = digest_of(presented_key(authorization))
+    credential = await find_credential(database, digest)
+    if credential is not None:
+        return caller_of(credential, digest, now)
+    if not registration_open:
+        raise Unauthorized(sent=True)
+    return Caller(None, None, digest, frozenset(SCOPES), EMPTY)
+
+
+def require_scope(caller: Caller, scope: str) -> None:
+    """Raise Forbidden unless one of the caller's scopes covers this one."""
+    if caller.scopes.isdisjoint(COVERED_BY[scope]):
+        raise Forbidden(f"This credential lacks the scope '{scope}'")

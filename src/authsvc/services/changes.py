@@ -1,0 +1,223 @@
+"""The one write path: lock, re-check, effective changes, rows and events, one advance."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from authsvc import audit_chain
+from authsvc.change_set import ChangeSet, Rows, Touched
+from authsvc.credentials import new_key_id
+from authsvc.database import Transaction
+from authsvc.errors import AuthsvcError, Unauthorized
+from authsvc.records import EMPTY, SCOPES, Caller, Change, ClientKey, Effect, Stamp
+from authsvc.repositories.audit import Audit
+from authsvc.repositories.grants import Grants
+from authsvc.repositories.heads import Heads
+from authsvc.repositories.keys import Keys
+from authsvc.repositories.memberships import Memberships
+from authsvc.repositories.roles import Roles
+from authsvc.repositories.tenants import Tenants
+from authsvc.services.authentication import caller_of
+
+
+class RegisteredMeanwhile(AuthsvcError):
+    """Another request made this key's tenant first: authenticate again and repeat the write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a list of changes did, and the tenant's state it is answered at."""
+
+    stamp: Stamp
+    effects: list[Effect]
+
+    @property
+    def applied(self) -> int:
+        """How many changes had an effect."""
+        return sum(effect.changed for effect in self.effects)
+
+
+async def apply_changes(
+    tx: Transaction,
+    caller: Caller,
+    changes: Sequence[Change],
+    now: datetime,
+    *,
+    dry_run: bool = False,
+    paths: bool = True,
+) -> Outcome:
+    """Apply changes for a caller, all or nothing, in order.
+
+    ``paths``: errors name the change (``changes.3.role``); off for a request that is one change.
+    Raises NotFound, RoleCycle, Unauthorized (the credential ended while the write waited) and
+    RegisteredMeanwhile.
+    """
+    if caller.tenant_id is None:
+        stamp, touched, first = EMPTY, Touched(), 3
+    else:
+        stamp = await lock_tenant(tx, caller.tenant_id)
+        await recheck(tx, caller, stamp, now)
+        touched = await _touched(tx, caller.tenant_id, changes)
+        first = stamp.revision + 1
+    change_set = ChangeSet(touched, first, now)
+    effects = [
+        change_set.apply(index, change, f"changes.{index}" if paths else None)
+        for index, change in enumerate(changes)
+    ]
+    if dry_run or not change_set.events:
+        tx.abandon()
+        return Outcome(stamp, effects)
+
+    events = change_set.events
+    tenant_id = caller.tenant_id
+    if tenant_id is None:
+        tenant_id, key_id, registered = await _register(tx, caller, now)
+        events = registered + events
+    else:
+        key_id = caller.key_id
+    await _write_rows(tx, tenant_id, change_set.rows())
+    stamp = await record(tx, tenant_id, stamp, events, origin(caller, key_id), now)
+    return Outcome(stamp, effects)
+
+
+async def lock_tenant(tx: Transaction, tenant_id: UUID) -> Stamp:
+    """Take the tenant's lock; raises Unauthorized if the tenant is gone."""
+    stamp = await Heads(tx, tenant_id).lock()
+    if stamp is None:
+        raise Unauthorized(sent=True)
+    return stamp
+
+
+async def recheck(tx: Transaction, caller: Caller, stamp: Stamp, now: datetime) -> None:
+    """Make sure the caller may still write, now that nothing can change meanwhile.
+
+    Nothing needs to be read when the tenant is as it was when the caller was authenticated.
+    """
+    if stamp == caller.stamp:
+        return
+    credential = await Tenants(tx).credential(caller.digest)
+    if credential is None:
+        raise Unauthorized(sent=True)
+    still = caller_of(credential, caller.digest, now)
+    if still.tenant_id != caller.tenant_id or not caller.scopes <= still.scopes:
+        raise Unauthorized(sent=True)
+
+
+async def record(
+    tx: Transaction,
+    tenant_id: UUID,
+    stamp: Stamp,
+    events: Sequence[dict[str, Any]],
+    by: dict[str, Any],
+    now: datetime,
+) -> Stamp:
+    """Chain the events onto the tenant's head and advance it: the end of every change."""
+    chained = audit_chain.extend(tenant_id, stamp, now, [by | event for event in events])
+    last = Stamp(chained[-1].seq, chained[-1].hash)
+    await Audit(tx, tenant_id).append(chained)
+    await Heads(tx, tenant_id).advance(last)
+    return last
+
+
+def origin(caller: Caller, key_id: str | None) -> dict[str, Any]:
+    """Who did it and from where, as every event of a request says it."""
+    return {
+        "actor": key_id,
+        "request_id": caller.request_id,
+        "ip_address": caller.address,
+        "user_agent": caller.user_agent,
+    }
+
+
+async def _register(
+    tx: Transaction, caller: Caller, now: datetime
+) -> tuple[UUID, str, list[dict[str, Any]]]:
+    """Make the tenant of a key that was not known; its id, the key's id and the two events."""
+    tenant_id, key_id = uuid.uuid4(), new_key_id()
+    key = ClientKey(key_id, tenant_id, "", frozenset(SCOPES), now, None, None)
+    made = await Tenants(tx).add(tenant_id, str(tenant_id), now)
+    if not made or not await Keys(tx, tenant_id).add(key, caller.digest):
+        raise RegisteredMeanwhile("This key was registered a moment ago; repeat the request")
+    return tenant_id, key_id, registration_events(str(tenant_id), key)
+
+
+def registration_events(name: str, key: ClientKey) -> list[dict[str, Any]]:
+    """The first two events of every tenant: itself and its first key."""
+    return [
+        {"action": "create", "entity_type": "tenant", "entity_id": name, "details": {}},
+        key_event("create", key),
+    ]
+
+
+def key_event(action: str, key: ClientKey) -> dict[str, Any]:
+    """An event about a client key, which never contains the key or its digest."""
+    return {
+        "action": action,
+        "entity_type": "key",
+        "entity_id": key.id,
+        "details": {
+            "label": key.label,
+            "scopes": sorted(key.scopes),
+            "expires_at": key.expires_at.isoformat() if key.expires_at else None,
+        },
+    }
+
+
+async def _touched(tx: Transaction, tenant_id: UUID, changes: Sequence[Change]) -> Touched:
+    """The stored state these changes can touch, in a handful of statements however many."""
+    roles_repository = Roles(tx, tenant_id)
+    names = {change.role for change in changes} | {change.parent for change in changes}
+    names.discard("")
+    ops = {change.op for change in changes}
+    touched = Touched(roles=await roles_repository.named(names) if names else {})
+    ids = [role.id for role in touched.roles.values()]
+    permissions = {c.permission for c in changes if c.op in ("grant", "revoke")}
+    if permissions and ids:
+        touched.grants = await Grants(tx, tenant_id).among(ids, permissions)
+    memberships = Memberships(tx, tenant_id)
+    leaving = {c.user for c in changes if c.op == "remove_user"}
+    moving = {c.user for c in changes if c.op in ("add_member", "remove_member")} - leaving
+    if leaving:
+        touched.memberships += await memberships.of_users(leaving)
+        touched.names = await roles_repository.names({m.role_id for m in touched.memberships})
+    if moving and ids:
+        touched.memberships += await memberships.of_users_in(moving, ids)
+    if "add_parent" in ops:
+        touched.edges = set(await roles_repository.edges())
+        ends = {end for edge in touched.edges for end in edge}
+        touched.names = {**touched.names, **await roles_repository.names(ends)}
+    elif "remove_parent" in ops and ids:
+        touched.edges = set(await roles_repository.edges_touching(ids))
+    return touched
+
+
+async def _write_rows(tx: Transaction, tenant_id: UUID, rows: Rows) -> None:
+    roles = Roles(tx, tenant_id)
+    grants = Grants(tx, tenant_id)
+    memberships = Memberships(tx, tenant_id)
+    # Removals first: a role may be removed and made again, with another id, in one list.
+    if rows.roles_removed:
+        await roles.remove(rows.roles_removed)
+    if rows.roles_added:
+        await roles.add(rows.roles_added)
+    if rows.descriptions:
+        await roles.describe(rows.descriptions)
+    if rows.edges_removed:
+        await roles.remove_edges(rows.edges_removed)
+    if rows.edges_added:
+        await roles.add_edges(rows.edges_added)
+    if rows.grants_removed:
+        await grants.remove(rows.grants_removed)
+    if rows.grants_added:
+        await grants.add(rows.grants_added)
+    if rows.memberships_removed:
+        await memberships.remove(rows.memberships_removed)
+    if rows.memberships_rebound:
+        await memberships.rebound(rows.memberships_rebound)
+    if rows.memberships_added:
+        await memberships.add(rows.memberships_added)

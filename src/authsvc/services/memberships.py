@@ -1,0 +1,201 @@
+"""Questions about users and the roles they are in."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from authsvc import decision
+from authsvc.database import Transaction
+from authsvc.records import EMPTY, Listing, Membership, Page, Stamp
+from authsvc.repositories.heads import Heads
+from authsvc.repositories.memberships import Memberships
+from authsvc.repositories.policy import NOTHING, Policies, Policy, Start
+from authsvc.repositories.roles import Roles
+from authsvc.role_graph import RoleGraph, covering
+from authsvc.services.listing import Position, list_page
+from authsvc.services.roles import list_names
+
+Pair = tuple[str, str]
+"""A user and the name of a role."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A membership as it was written, with its role's name."""
+
+    membership: Membership
+    role: str
+
+
+class Questions:
+    """Questions about one tenant's users, asked at one instant in one transaction.
+
+    ``scope``: memberships bound to it count too; None leaves only those that hold everywhere.
+    """
+
+    def __init__(
+        self, tx: Transaction, tenant_id: UUID | None, scope: str | None, now: datetime
+    ) -> None:
+        self._tx = tx
+        self._tenant = tenant_id
+        self._scope = scope
+        self._now = now
+
+    async def _of_user(self, user: str) -> tuple[list[Membership], Policy]:
+        """What the user holds here and now, with the roles that leads to."""
+        if self._tenant is None:
+            return [], NOTHING
+        policy = await Policies(self._tx, self._tenant).read(Start.USERS, [user])
+        return self._counting(policy.memberships.get(user, ())), policy
+
+    def _counting(self, memberships: Sequence[Membership]) -> list[Membership]:
+        return decision.held(memberships, self._scope, self._now)
+
+    async def is_member(self, user: str, role: str) -> tuple[bool, Stamp]:
+        """Whether the user holds the role, directly or through a role that inherits it."""
+        held, policy = await self._of_user(user)
+        node = policy.graph.named(role)
+        is_in = node is not None and any(node.id in policy.graph.reach(m.role_id) for m in held)
+        return is_in, policy.stamp
+
+    async def user_permissions(self, user: str, page: Page) -> Listing[str]:
+        """Every grant that reaches the user, each once, sorted; wildcards as they are."""
+        held, policy = await self._of_user(user)
+        names = {name for m in held for name in policy.graph.effective(m.role_id)}
+        question = ["user_permissions", user, self._scope or ""]
+        return await list_names(question, page, sorted(names), policy.stamp)
+
+    async def user_roles(self, user: str, page: Page) -> Listing[Pair]:
+        """The roles the user holds directly, then those these inherit from; each once."""
+        held, policy = await self._of_user(user)
+        direct = sorted({m.role_id for m in held})
+        inherited = sorted({r for d in direct for r in policy.graph.reach(d)} - set(direct))
+        order = [(0, r) for r in direct] + [(1, r) for r in inherited]
+
+        async def fetch(position: Position, most: int) -> Sequence[tuple[Position, Pair]]:
+            return [
+                (place, (user, policy.graph.nodes[place[1]].name))
+                for place in order
+                if place > position
+            ][:most]
+
+        question = ["user_roles", user, self._scope or ""]
+        return await list_page(question, page, (0, 0), policy.stamp, fetch)
+
+    async def user_rows(self, user: str, page: Page) -> Listing[Stored]:
+        """The user's memberships as stored, in force or not."""
+
+        async def fetch(position: Position, most: int) -> Sequence[tuple[Position, Stored]]:
+            if self._tenant is None:
+                return []
+            after = (int(position[0]), str(position[1]))
+            rows = await Memberships(self._tx, self._tenant).of_user_page(user, after, most)
+            names = await Roles(self._tx, self._tenant).names({m.role_id for m in rows})
+            return [((m.role_id, m.scope), Stored(m, names[m.role_id])) for m in rows]
+
+        return await list_page(
+            ["user_roles", user, "direct"], page, (0, ""), await self._stamp(), fetch
+        )
+
+    async def role_rows(self, role: str, page: Page) -> Listing[Stored]:
+        """The role's memberships as stored, in force or not."""
+
+        async def fetch(position: Position, most: int) -> Sequence[tuple[Position, Stored]]:
+            if self._tenant is None:
+                return []
+            found = (await Roles(self._tx, self._tenant).named([role])).get(role)
+            if found is None:
+                return []
+            after = (str(position[0]), str(position[1]))
+            rows = await Memberships(self._tx, self._tenant).of_role_page(found.id, after, most)
+            return [((m.user, m.scope), Stored(m, role)) for m in rows]
+
+        return await list_page(
+            ["members", role, "direct"], page, ("", ""), await self._stamp(), fetch
+        )
+
+    async def members(self, role: str, page: Page) -> Listing[Pair]:
+        """The users in the role or in a role that inherits it, each once, with the role asked."""
+        policy = await self._read(Start.ROLES_DOWN, [role])
+
+        async def fetch(position: Position, most: int) -> Sequence[tuple[Position, Pair]]:
+            pairs: list[tuple[Position, Pair]] = []
+            async for (role_id, user), others in self._holders(policy.graph, position, most):
+                if (role_id, user) > position and role_id == min(others):
+                    pairs.append(((role_id, user), (user, role)))
+                    if len(pairs) == most:
+                        break
+            return pairs
+
+        question = ["members", role, self._scope or ""]
+        return await list_page(question, page, (0, ""), policy.stamp, fetch)
+
+    async def which_users_can(self, permission: str, page: Page) -> Listing[Pair]:
+        """Who holds the permission, and through which roles.
+
+        For each user the role held directly, followed by the roles it inherits the permission
+        from; each pair once.
+        """
+        policy = await self._read(Start.GRANTS_DOWN, covering(permission))
+        graph = policy.graph
+
+        def roles_of(role_id: int, others: Collection[int]) -> list[int]:
+            """The inherited roles told with this direct one: not held, not told before."""
+            told = {r for o in others if o < role_id for r in graph.reach(o)} | set(others)
+            return sorted(set(graph.reach(role_id)) - told)
+
+        async def fetch(position: Position, most: int) -> Sequence[tuple[Position, Pair]]:
+            pairs: list[tuple[Position, Pair]] = []
+            async for (role_id, user), others in self._holders(graph, position[:2], most):
+                for step in [0, *roles_of(role_id, others)]:
+                    place = (role_id, user, step)
+                    if place > position:
+                        pairs.append((place, (user, graph.nodes[step or role_id].name)))
+                if len(pairs) >= most:
+                    break
+            return pairs[:most]
+
+        question = ["which_users_can", permission, self._scope or ""]
+        return await list_page(question, page, (0, "", 0), policy.stamp, fetch)
+
+    async def _holders(
+        self, graph: RoleGraph, start: Position, most: int
+    ) -> AsyncIterator[tuple[tuple[int, str], set[int]]]:
+        """(role id, user) of everyone who holds one of the graph's roles directly, ordered.
+
+        From ``start`` on, included; beside each pair, all of the graph's roles this user holds.
+        Reads in chunks of about ``most`` users, so a page costs what it shows.
+        """
+        if self._tenant is None:
+            return
+        memberships = Memberships(self._tx, self._tenant)
+        from_role, from_user = int(start[0]), str(start[1])
+        for role_id in await memberships.held(r for r in graph.nodes if r >= from_role):
+            after = from_user if role_id == from_role else ""
+            while True:
+                # One more to see whether more follow, one that the page before may have ended with.
+                users = await memberships.users_of_role(
+                    role_id, after, most + 2, self._scope or "", self._now
+                )
+                more = len(users) == most + 2
+                if more:
+                    after = users.pop()
+                held = await memberships.of_users_in(users, graph.nodes)
+                roles: dict[str, set[int]] = {}
+                for m in self._counting(held):
+                    roles.setdefault(m.user, set()).add(m.role_id)
+                for user in users:
+                    yield (role_id, user), roles[user]
+                if not more:
+                    break
+
+    async def _read(self, start: Start, names: Sequence[str]) -> Policy:
+        if self._tenant is None:
+            return NOTHING
+        return await Policies(self._tx, self._tenant).read(start, names, ())
+
+    async def _stamp(self) -> Stamp:
+        return await Heads(self._tx, self._tenant).current() if self._tenant else EMPTY
