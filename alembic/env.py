@@ -7,9 +7,9 @@ memory, migrated to head, stands in: what is compared is the code with its own m
 
 from __future__ import annotations
 
+from alembic import command, context
 from sqlalchemy import Connection, create_engine
 
-from alembic import command, context
 from authsvc.models import metadata
 
 

@@ -74,7 +74,7 @@ def make(kind: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - this file is what says so
         raise SystemExit(f"authsvc needs Python 3.11 or later; this is {sys.version.split()[0]}")
     if len(sys.argv) != 2 or sys.argv[1] not in FOLDERS:
         raise SystemExit(f"usage: {sys.argv[0]} {'|'.join(FOLDERS)}")

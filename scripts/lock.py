@@ -88,9 +88,7 @@ def main() -> int:
             write(name)
         write_bootstrap()
         return 0
-    stale = [
-        name for name in LOCKS if path_of(name).read_text().partition("\n")[0] != digest(name)
-    ]
+    stale = [name for name in LOCKS if path_of(name).read_text().partition("\n")[0] != digest(name)]
     for name in stale:
         print(f"requirements/{name}.lock is older than pyproject.toml: run 'make lock'")
     return 1 if stale else 0

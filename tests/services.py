@@ -20,18 +20,16 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import asyncpg
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-
-T = TypeVar("T")
 
 URL_VARIABLE = "AUTH_TEST_POSTGRESQL_URL"
 PATIENCE_SECONDS = 30.0
@@ -63,7 +61,10 @@ if [ -n "$pid" ]; then
     kill -CONT "$pid" $(cat "/proc/$pid/task/$pid/children")
     kill -QUIT "$pid"
     tries=0
-    while kill -0 "$pid" && [ $tries -lt 100 ]; do tries=$((tries + 1)); sleep 0.05; done
+    while [ -e "$1/data/postmaster.pid" ] && [ $tries -lt 100 ]; do
+        tries=$((tries + 1))
+        sleep 0.05
+    done
 fi 2>/dev/null
 rm -rf "$1"
 """
@@ -160,11 +161,6 @@ def _await(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.005)
 
 
-def _outside_any_loop(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(lambda: asyncio.run(make())).result()
-
-
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
@@ -227,11 +223,11 @@ class PostgresServer:
 
     def kill(self) -> None:
         """SIGKILL to every process of the server; ``start`` then goes through crash recovery."""
-        assert self._folder
         family = self._signal(signal.SIGSTOP, signal.SIGKILL)
-        self._process, process = None, self._process
-        assert process
-        process.wait()
+        assert self._process
+        assert self._folder
+        self._process.wait()
+        self._process = None
         # Its memory must be let go of before a successor may start.
         _await(lambda: all(_state(pid) in "ZX" for pid in family), "dying")
         (self._folder / "data" / "postmaster.pid").unlink(missing_ok=True)
@@ -273,27 +269,23 @@ class PostgresServer:
 
     def execute(self, sql: str, database: str = "postgres") -> None:
         """Run statements as the superuser."""
-
-        async def run() -> None:
-            connection = await asyncpg.connect(self.url(database), timeout=10)
-            try:
-                await connection.execute(sql)
-            finally:
-                await connection.close()
-
-        _outside_any_loop(run)
+        self._ask("execute", sql, database)
 
     def fetch(self, sql: str, database: str = "postgres") -> list[tuple[Any, ...]]:
         """The rows of one statement, run as the superuser."""
+        return [tuple(row) for row in self._ask("fetch", sql, database)]
 
-        async def run() -> list[tuple[Any, ...]]:
+    def _ask(self, method: str, sql: str, database: str) -> Any:
+        async def run() -> Any:
             connection = await asyncpg.connect(self.url(database), timeout=10)
             try:
-                return [tuple(row) for row in await connection.fetch(sql)]
+                return await getattr(connection, method)(sql)
             finally:
                 await connection.close()
 
-        return _outside_any_loop(run)
+        # A thread has no running loop, whoever waits for it.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(lambda: asyncio.run(run())).result()
 
     def _require_private(self) -> None:
         if not self.private:
@@ -379,7 +371,7 @@ class PostgresServer:
         self._process = None
 
     def _signal(self, first: signal.Signals, then: signal.Signals) -> list[int]:
-        """``first`` to the parent, so that it begets no more, then ``then`` to all; who they are."""
+        """``first`` to the parent, so that it forks no more, ``then`` to all; who they are."""
         self._require_private()
         assert self._process, "the server is not running"
         pid = self._process.pid

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
-
 from alembic import op
+
 from authsvc.column_types import TenantId, UtcDateTime, name_type
 
 revision = "0001"
@@ -75,9 +75,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("tenant_id", "role_id", "parent_id", name="pk_role_parent"),
         sqlite_with_rowid=False,
     )
-    op.create_index(
-        "ix_role_parent_parent", "role_parent", ["tenant_id", "parent_id", "role_id"]
-    )
+    op.create_index("ix_role_parent_parent", "role_parent", ["tenant_id", "parent_id", "role_id"])
     op.create_table(
         "role_permission",
         sa.Column("tenant_id", TenantId(), nullable=False),
@@ -103,9 +101,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["tenant_id", "role_id"], ["role.tenant_id", "role.id"], name="fk_membership_role"
         ),
-        sa.PrimaryKeyConstraint(
-            "tenant_id", "user_id", "role_id", "scope", name="pk_membership"
-        ),
+        sa.PrimaryKeyConstraint("tenant_id", "user_id", "role_id", "scope", name="pk_membership"),
         sqlite_with_rowid=False,
     )
     op.create_index(

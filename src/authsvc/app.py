@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-import authsvc
-from authsvc import migrations
+from authsvc import __version__, migrations
 from authsvc.api import changes, checks, health, memberships, roles
 from authsvc.api.dependencies import Service
 from authsvc.api.docs_page import docs_router
@@ -104,16 +104,18 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
         finally:
             await service.database.dispose()
 
+    # What a client that went away is answered with is nothing, which FastAPI's type rules out.
+    handlers: dict[Any, Any] = exception_handlers(clock)
     app = _Application(
         title="authsvc",
         summary="An authorization microservice",
         description=_DESCRIPTION,
-        version=authsvc.__version__,
+        version=__version__,
         license_info={"name": "MIT", "identifier": "MIT"},
         openapi_tags=_TAGS,
         servers=[{"url": settings.public_url}] if settings.public_url else None,
         lifespan=lifespan,
-        exception_handlers=exception_handlers(clock),
+        exception_handlers=handlers,
         openapi_url=None,
         docs_url=None,
         redoc_url=None,

@@ -15,7 +15,6 @@ from authsvc.errors import NotFound, RoleCycle
 from authsvc.records import Change, Effect, Membership, Role
 
 
-
 @dataclass(slots=True)
 class Touched:
     """The stored state that a list of changes can touch.

@@ -97,9 +97,7 @@ def serve() -> None:
     """Serve HTTP until stopped (Ctrl-C or SIGTERM, which lets running requests finish)."""
     settings = load_settings()
     configure_logs(debug=settings.debug_mode)
-    lock = (
-        _serving_lock(settings.database) if isinstance(settings.database, SqliteFile) else None
-    )
+    lock = _serving_lock(settings.database) if isinstance(settings.database, SqliteFile) else None
     for warning in asyncio.run(prepare(settings)):
         typer.echo(f"authsvc: warning: {warning}", err=True)
     listener = _listen(settings)
@@ -117,18 +115,20 @@ def serve() -> None:
         timeout_keep_alive=65,
         lifespan="on",
     )
-    server = uvicorn.Server(config)
+    started = True
     try:
         if settings.workers > 1:
-            Multiprocess(config, target=server.run, sockets=[listener]).run()
+            Multiprocess(config, sockets=[listener]).run()
         else:
+            server = uvicorn.Server(config)
             server.run(sockets=[listener])
+            started = server.started
     except KeyboardInterrupt:
         pass
     finally:
         if lock is not None:
             lock.release()
-    if settings.workers == 1 and not server.started:
+    if not started:
         raise SystemExit(StartError.exit_code)
 
 
@@ -168,14 +168,17 @@ def _greeting(settings: Settings) -> str:
         "",
     ]
     if not settings.registration_open:
-        return "\n".join([*lines, "  Make a tenant and its key with: authsvc tenants create NAME", ""])
+        return "\n".join(
+            [*lines, "  Make a tenant and its key with: authsvc tenants create NAME", ""]
+        )
     return "\n".join(
         [
             *lines,
             "  May alice deploy? Paste this into another terminal:",
             "",
             f"    KEY={new_client_key()}   # a fresh client key: the first write makes its tenant",
-            f'    ask() {{ curl -s -H "Authorization: Bearer $KEY" -X "$1" "{base}/api/$2"; echo; }}',
+            f"    API={base}/api",
+            '    ask() { curl -s -H "Authorization: Bearer $KEY" -X "$1" "$API/$2"; echo; }',
             "    ask POST role/admin",
             "    ask POST permission/admin/deploy",
             "    ask POST membership/alice/admin",

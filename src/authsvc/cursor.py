@@ -33,9 +33,9 @@ def decode_cursor(
     """
     if cursor is None:
         return tuple(start)
+    if len(cursor) > _LONGEST:
+        raise _not_ours()
     try:
-        if len(cursor) > _LONGEST:
-            raise ValueError
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         parts = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
         mark, *position = parts

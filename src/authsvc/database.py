@@ -9,7 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Hashable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -192,7 +200,11 @@ class Database:
         pgbouncer: bool = False,
     ) -> Database:
         """A server. ``pgbouncer``: behind a transaction-mode pooler, so nothing is prepared."""
-        arguments: dict[str, Any] = {"command_timeout": STATEMENT_SECONDS, "timeout": 5, **connect_args}
+        arguments: dict[str, Any] = {
+            "command_timeout": STATEMENT_SECONDS,
+            "timeout": 5,
+            **connect_args,
+        }
         if pgbouncer:
             arguments |= {
                 "statement_cache_size": 0,
@@ -265,9 +277,7 @@ class Database:
                 connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
                 return (await connection.execute(statement, parameters)).fetchall()
 
-    async def write(
-        self, tenant: Hashable, work: Callable[[Transaction], Awaitable[T]]
-    ) -> T:
+    async def write(self, tenant: Hashable, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run ``work`` in one transaction and commit it; its result is the answer.
 
         Writers of one tenant queue here in memory, before any of them takes a connection. Once
@@ -336,7 +346,9 @@ class Database:
             if self.is_sqlite and _sqlite_code(cause) in _SQLITE_DEFINITE:
                 await connection.rollback()
                 raise _refusal(cause) from error
-            log.error("commit_unanswered", kind=type(cause).__name__, state=_sqlstate(cause))
+            log.error(  # noqa: TRY400 - a traceback would show the statement
+                "commit_unanswered", kind=type(cause).__name__, state=_sqlstate(cause)
+            )
             raise unknown from error
         # A cancelled wait for a synchronous standby is a warning: committed here, maybe only here.
         if warnings:

@@ -45,9 +45,7 @@ def in_scope(membership: Membership, scope: str | None) -> bool:
     return not membership.scope or membership.scope == scope
 
 
-def held(
-    memberships: Iterable[Membership], scope: str | None, now: datetime
-) -> list[Membership]:
+def held(memberships: Iterable[Membership], scope: str | None, now: datetime) -> list[Membership]:
     """The memberships that count here and now."""
     return [m for m in memberships if in_scope(m, scope) and in_force(m, now)]
 

@@ -38,7 +38,8 @@ def alembic_config(connection: Connection | None = None) -> Config:
 def head_revision() -> str:
     """The schema this code needs."""
     head = ScriptDirectory.from_config(alembic_config()).get_current_head()
-    assert head is not None
+    if head is None:
+        raise SchemaError("This installation has no migrations: install it again")
     return head
 
 
@@ -78,9 +79,7 @@ async def migrate(database: Database) -> tuple[str | None, str]:
 
     def upgrade(connection: Connection) -> str | None:
         if connection.dialect.name == "postgresql":
-            connection.execute(
-                text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK}
-            )
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
         before = _current(connection)
         _refuse_newer(database, before)
         if before != head_revision():

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from dotenv import dotenv_values
-from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -150,7 +157,7 @@ class Settings(BaseSettings):
     rate_limit_read: str = "off"
     rate_limit_write: str = "off"
     rate_limit_role_create: str = "off"
-    rate_limit_token: str = "off"
+    rate_limit_token: str = "off"  # noqa: S105 - a rate, not a token
     rate_limit_auth_failure: str = "off"
     rate_limit_storage_url: SecretStr | None = None
 
@@ -204,7 +211,8 @@ class Settings(BaseSettings):
         key = parse_client_key(value.get_secret_value())
         if key is None:
             raise ValueError(
-                "is not a version-4 UUID; make one with python -c 'import uuid; print(uuid.uuid4())'"
+                "is not a version-4 UUID; make one with"
+                " python -c 'import uuid; print(uuid.uuid4())'"
             )
         return SecretStr(key)
 

@@ -147,7 +147,8 @@ ScopeQuery = Annotated[
     ScopeName | None, Query(description="Count memberships bound to this scope too")
 ]
 DirectQuery = Annotated[
-    bool, Query(description="The rows as stored, in force or not, instead of what follows from them")
+    bool,
+    Query(description="The rows as stored, in force or not, instead of what follows from them"),
 ]
 Handler = Callable[..., Awaitable[Any]]
 

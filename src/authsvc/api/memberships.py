@@ -153,7 +153,9 @@ async def is_member(
     summary="What may a user do?",
     response_model=Envelope[answers.UserPermissions],
     responses=documented(
-        "Permissions of 'alice'", {"count": 1, "permissions": [{"name": "deploy"}]}, "limit_required"
+        "Permissions of 'alice'",
+        {"count": 1, "permissions": [{"name": "deploy"}]},
+        "limit_required",
     ),
 )
 async def user_permissions(

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 _plain = re.compile(
-    rb"(?:/[A-Za-z0-9_~:@+|!$&'()*,;=\-][A-Za-z0-9_~:@+|!$&'()*,;=.\-]*)+/?"
+    rb"(?:/[A-Za-z0-9_~:@+|!$&'()*,;=\-][A-Za-z0-9_~:@+|!$&'()*,;=.\-]*)++/?+"
 ).fullmatch
 _bad_escape = re.compile(rb"%(?![0-9A-Fa-f]{2})").search
 _not_visible_ascii = re.compile(rb"[^!-~]").search

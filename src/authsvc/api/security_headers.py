@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from starlette.types import Message, Scope, Send
 
-HeaderSets = dict[tuple[bool, bool], tuple[tuple[bytes, bytes], ...]]
-"""(is a page, must not be stored) -> headers."""
+Pairs = tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderSets:
+    """What is added to pages and their files, to ``/api`` and ``/access``, and to the rest."""
+
+    page: Pairs
+    data: Pairs
+    other: Pairs
+
 
 _PAGE_CSP = (b"content-security-policy", b"default-src 'self'")
 _DATA_CSP = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 _NO_STORE = (b"cache-control", b"no-store")
-_PAGE_PATHS = ("/docs", "/static/")
-_NO_STORE_PATHS = ("/api/", "/access/")
 _OURS = frozenset(
     {
         b"content-security-policy",
@@ -26,10 +33,11 @@ _OURS = frozenset(
         b"x-xss-protection",
     }
 )
+_OURS_AND_CACHE = _OURS | {b"cache-control"}
 
 
 def header_sets(xss_protection: str) -> HeaderSets:
-    """Every combination, with the given value of ``X-XSS-Protection``."""
+    """The three sets, with the given value of ``X-XSS-Protection``."""
     base = (
         (b"x-content-type-options", b"nosniff"),
         (b"x-frame-options", b"DENY"),
@@ -37,15 +45,9 @@ def header_sets(xss_protection: str) -> HeaderSets:
         (b"strict-transport-security", b"max-age=31536000; includeSubDomains"),
         (b"referrer-policy", b"no-referrer"),
     )
-    return {
-        (page, no_store): (
-            *base,
-            _PAGE_CSP if page else _DATA_CSP,
-            *((_NO_STORE,) if no_store else ()),
-        )
-        for page in (True, False)
-        for no_store in (True, False)
-    }
+    return HeaderSets(
+        page=(*base, _PAGE_CSP), data=(*base, _DATA_CSP, _NO_STORE), other=(*base, _DATA_CSP)
+    )
 
 
 class Answer:
@@ -74,19 +76,17 @@ class Answer:
     def _start(self, message: Message) -> Message:
         status: int = message["status"]
         self.status = status
-        no_store = self._path.startswith(_NO_STORE_PATHS)
-        page = self._path.startswith(_PAGE_PATHS)
-        kept: list[Any] = []
-        for pair in message.get("headers", ()):
-            name = pair[0]
-            if name in _OURS or (no_store and name == b"cache-control"):
-                continue
-            if name == b"content-type" and pair[1].startswith(b"text/html"):
-                page = True
-            kept.append(pair)
-        kept += self._headers[page, no_store]
+        if self._path[:5] == "/api/" or self._path[:8] == "/access/":
+            kept = [pair for pair in message.get("headers", ()) if pair[0] not in _OURS_AND_CACHE]
+            kept += self._headers.data
+        else:
+            kept = [pair for pair in message.get("headers", ()) if pair[0] not in _OURS]
+            page = self._path.startswith(("/docs", "/static/")) or any(
+                pair[0] == b"content-type" and pair[1].startswith(b"text/html") for pair in kept
+            )
+            kept += self._headers.page if page else self._headers.other
         kept.append((b"x-request-id", self._request_id.encode("ascii")))
         # The rest of a body that is too large is not worth reading, so the connection ends here.
         if status == 413 and self._scope["http_version"] in ("1.1", "1.0"):
             kept.append((b"connection", b"close"))
-        return {**message, "headers": kept}
+        return {"type": "http.response.start", "status": status, "headers": kept}

@@ -53,7 +53,5 @@ class Audit:
 
     async def after(self, seq: int, most: int) -> list[AuditEvent]:
         """At most ``most`` events that follow number ``seq``, in order."""
-        found = await self._tx.execute(
-            _AFTER, {"tenant": self._tenant, "after": seq, "most": most}
-        )
+        found = await self._tx.execute(_AFTER, {"tenant": self._tenant, "after": seq, "most": most})
         return [event_of(row) for row in found]

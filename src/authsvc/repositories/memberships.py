@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    BindParameter,
     ColumnElement,
     Row,
     and_,
@@ -41,7 +42,7 @@ _now_in_scope: ColumnElement[bool] = and_(
     or_(_member.c.not_before.is_(None), _member.c.not_before <= _now),
     or_(_member.c.expires_at.is_(None), _member.c.expires_at > _now),
 )
-_from_user = bindparam("from_user")
+_from_user: BindParameter[str] = bindparam("from_user")
 
 _OF_USERS = select(_member).where(_tenant, _users)
 _OF_USERS_IN_ROLES = select(_member).where(_tenant, _users, _roles)
@@ -128,17 +129,11 @@ class Memberships:
         """Everything these users hold, in force or not."""
         return await self._records(_OF_USERS, users=sorted(users))
 
-    async def of_users_in(
-        self, users: Iterable[str], role_ids: Iterable[int]
-    ) -> list[Membership]:
+    async def of_users_in(self, users: Iterable[str], role_ids: Iterable[int]) -> list[Membership]:
         """What these users hold of these roles, in force or not."""
-        return await self._records(
-            _OF_USERS_IN_ROLES, users=sorted(users), roles=sorted(role_ids)
-        )
+        return await self._records(_OF_USERS_IN_ROLES, users=sorted(users), roles=sorted(role_ids))
 
-    async def of_user_page(
-        self, user: str, after: tuple[int, str], most: int
-    ) -> list[Membership]:
+    async def of_user_page(self, user: str, after: tuple[int, str], most: int) -> list[Membership]:
         """A user's stored rows in the order (role id, scope), from the one after ``after``."""
         return await self._records(
             _OF_USER_PAGE, user=user, after_role=after[0], after_scope=after[1], most=most
@@ -174,9 +169,7 @@ class Memberships:
 
     async def held(self, role_ids: Iterable[int]) -> list[int]:
         """Which of these roles anybody holds at all, ascending."""
-        found = await self._tx.execute(
-            _HELD, {"tenant": self._tenant, "roles": sorted(role_ids)}
-        )
+        found = await self._tx.execute(_HELD, {"tenant": self._tenant, "roles": sorted(role_ids)})
         return [row.id for row in found]
 
     async def count(self, role_id: int) -> int:
@@ -207,10 +200,7 @@ class Memberships:
             update(_member)
             .where(_same_row)
             .values(not_before=bindparam("start"), expires_at=bindparam("end")),
-            [
-                self._key(m) | {"start": m.not_before, "end": m.expires_at}
-                for m in memberships
-            ],
+            [self._key(m) | {"start": m.not_before, "end": m.expires_at} for m in memberships],
         )
 
     async def remove(self, memberships: Iterable[Membership]) -> None:

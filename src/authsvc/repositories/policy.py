@@ -15,6 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     LargeBinary,
     Row,
     Select,
@@ -67,7 +68,7 @@ _wanted = bindparam("wanted", type_=TextList)
 
 def _tagged(kind: str, **columns: Any) -> Select[Any]:
     """One part of the union; what a part does not have is NULL of the right type."""
-    blank = {
+    blank: dict[str, ColumnElement[Any]] = {
         "text": cast(null(), Text),
         "id": cast(null(), BigInteger),
         "other_id": cast(null(), BigInteger),
@@ -77,9 +78,8 @@ def _tagged(kind: str, **columns: Any) -> Select[Any]:
         "head": cast(null(), LargeBinary),
     }
     parts = blank | {name: cast(value, blank[name].type) for name, value in columns.items()}
-    return select(
-        literal(kind, String).label("kind"), *(value.label(name) for name, value in parts.items())
-    )
+    labelled: list[Any] = [value.label(name) for name, value in parts.items()]
+    return select(literal(kind, String).label("kind"), *labelled)
 
 
 @cache
@@ -147,7 +147,8 @@ def _assemble(rows: Iterable[Row[Any]]) -> Policy:
     parents: dict[int, list[int]] = {}
     grants: dict[int, list[str]] = {}
     memberships: dict[str, list[Membership]] = {}
-    for kind, text, role_id, other_id, scope, not_before, expires_at, head in rows:
+    for row in rows:
+        kind, text, role_id, other_id, scope, not_before, expires_at, head = tuple(row)
         if kind == "grant":
             grants.setdefault(role_id, []).append(text)
         elif kind == "member":
@@ -162,7 +163,9 @@ def _assemble(rows: Iterable[Row[Any]]) -> Policy:
             stamp = Stamp(role_id, head)
     graph = RoleGraph(
         RoleNode(
-            role_id, name, tuple(sorted(parents.get(role_id, ()))),
+            role_id,
+            name,
+            tuple(sorted(parents.get(role_id, ()))),
             frozenset(grants.get(role_id, ())),
         )
         for role_id, name in sorted(names.items())

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, bindparam, delete, insert, or_, select, update
+from sqlalchemy import BindParameter, Row, bindparam, delete, insert, or_, select, update
 
 from authsvc import models
 from authsvc.column_types import IdList, TextList, one_of
@@ -37,9 +37,7 @@ _TOUCHING = select(_edge.c.role_id, _edge.c.parent_id).where(
         one_of(_edge.c.parent_id, bindparam("ids", type_=IdList)),
     ),
 )
-_EDGES = select(_edge.c.role_id, _edge.c.parent_id).where(
-    _edge.c.tenant_id == bindparam("tenant")
-)
+_EDGES = select(_edge.c.role_id, _edge.c.parent_id).where(_edge.c.tenant_id == bindparam("tenant"))
 
 
 def _record(row: Row[Any]) -> Role:
@@ -55,9 +53,7 @@ class Roles:
 
     async def named(self, names: Iterable[str]) -> dict[str, Role]:
         """The roles with these names, by name."""
-        found = await self._tx.execute(
-            _BY_NAMES, {"tenant": self._tenant, "names": sorted(names)}
-        )
+        found = await self._tx.execute(_BY_NAMES, {"tenant": self._tenant, "names": sorted(names)})
         return {row.name: _record(row) for row in found}
 
     async def names(self, ids: Iterable[int]) -> dict[int, str]:
@@ -114,7 +110,7 @@ class Roles:
         """Delete roles with everything that hangs on them: members, grants, edges."""
         parameters = {"tenant": self._tenant, "ids": sorted(ids)}
         listed = bindparam("ids", type_=IdList)
-        tenant = bindparam("tenant")
+        tenant: BindParameter[UUID] = bindparam("tenant")
         for table, column in (
             (models.membership, models.membership.c.role_id),
             (models.role_permission, models.role_permission.c.role_id),

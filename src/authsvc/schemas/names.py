@@ -29,7 +29,9 @@ def _checked(rule: Callable[[str], str]) -> Callable[[str], str]:
         try:
             return rule(text)
         except InputError as error:
-            raise PydanticCustomError("name", "{rule}", {"rule": error.details[0].message}) from None
+            raise PydanticCustomError(
+                "name", "{rule}", {"rule": error.details[0].message}
+            ) from None
 
     return check
 

@@ -74,12 +74,10 @@ async def apply_changes(
         return Outcome(stamp, effects)
 
     events = change_set.events
-    tenant_id = caller.tenant_id
+    tenant_id, key_id = caller.tenant_id, caller.key_id
     if tenant_id is None:
         tenant_id, key_id, registered = await _register(tx, caller, now)
         events = registered + events
-    else:
-        key_id = caller.key_id
     await _write_rows(tx, tenant_id, change_set.rows())
     stamp = await record(tx, tenant_id, stamp, events, origin(caller, key_id), now)
     return Outcome(stamp, effects)

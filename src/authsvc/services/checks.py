@@ -38,9 +38,7 @@ async def _policy(
     if tenant_id is None or not questions:
         return NOTHING
     wanted = {grant for q in questions for grant in covering(q.permission)}
-    return await read_policy(
-        database, tenant_id, Start.USERS, {q.user for q in questions}, wanted
-    )
+    return await read_policy(database, tenant_id, Start.USERS, {q.user for q in questions}, wanted)
 
 
 async def check(

@@ -106,9 +106,7 @@ async def which_roles_can(
     nodes: dict[int, str] = {}
     stamp = EMPTY
     if tenant_id is not None:
-        policy = await Policies(tx, tenant_id).read(
-            Start.GRANTS_DOWN, covering(permission), ()
-        )
+        policy = await Policies(tx, tenant_id).read(Start.GRANTS_DOWN, covering(permission), ())
         stamp = policy.stamp
         nodes = {role_id: node.name for role_id, node in sorted(policy.graph.nodes.items())}
 

@@ -42,7 +42,13 @@ def _new_key(tenant_id: UUID, label: str, now: datetime) -> ClientKey:
 
 
 async def create_tenant(
-    tx: Transaction, name: str, now: datetime, *, actor: str, key: str | None = None, label: str = ""
+    tx: Transaction,
+    name: str,
+    now: datetime,
+    *,
+    actor: str,
+    key: str | None = None,
+    label: str = "",
 ) -> NewTenant:
     """Make a tenant with one client key that may do everything. Raises Conflict for a name taken.
 

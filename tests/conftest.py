@@ -1,0 +1,280 @@
+"""What tests are given: a fresh database of each kind, a clock, tenants.
+
+Both databases are migrated once and copied for every test. On PostgreSQL the service connects the
+way it is meant to: as a role of its own with a password and no more than the documented grants.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import asyncpg
+import pytest
+from sqlalchemy import URL
+
+from authsvc import migrations
+from authsvc.credentials import new_client_key
+from authsvc.database import Database
+from authsvc.records import Caller, Change
+from authsvc.services.authentication import authenticate
+from authsvc.services.changes import Outcome, apply_changes
+from authsvc.services.tenants import create_tenant
+from authsvc.sqlite_file import prepare_file
+from replay import violations
+from services import PostgresServer
+
+RUNTIME_ROLE = "authsvc_runtime"
+RUNTIME_PASSWORD = "only-for:tests@127.0.0.1/%"
+"""With characters that a URL has to escape."""
+_TEMPLATE = "authsvc_template"
+
+
+class ControlledClock:
+    """A clock that stands still until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.instant = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.instant
+
+    def advance(self, seconds: float) -> datetime:
+        """Let time pass; the new instant."""
+        self.instant += timedelta(seconds=seconds)
+        return self.instant
+
+
+@dataclass
+class Storage:
+    """One test's migrated database, apart from anything connected to it.
+
+    ``open`` gives another ``Database`` on it: what a second process would have. ``path`` is the
+    file on SQLite; ``owner`` the URL of the one who may do everything on PostgreSQL, ``runtime``
+    the service's.
+    """
+
+    engine: str
+    path: Path | None = None
+    owner: URL | None = None
+    runtime: URL | None = None
+    opened: list[Database] = field(default_factory=list)
+
+    def open(self) -> Database:
+        """A database object with connections of its own, closed when the test ends."""
+        if self.path is not None:
+            database = Database.sqlite(self.path)
+        else:
+            assert self.runtime is not None
+            database = Database.postgresql(self.runtime, {})
+        self.opened.append(database)
+        return database
+
+    async def close(self) -> None:
+        """Close every connection of every database object."""
+        for database in self.opened:
+            await database.dispose()
+
+    @asynccontextmanager
+    async def administrator(self) -> AsyncIterator[asyncpg.Connection]:
+        """A plain connection of PostgreSQL's owner to this database."""
+        assert self.owner is not None
+        connection = await connect_driver(self.owner)
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+
+async def connect_driver(url: URL) -> asyncpg.Connection:
+    """A connection without any of our code around it."""
+    return await asyncpg.connect(
+        host=url.host,
+        port=url.port,
+        user=url.username,
+        password=url.password,
+        database=url.database,
+    )
+
+
+@dataclass
+class TenantAtWork:
+    """A tenant with one client key that may do everything, and a short way to write as it."""
+
+    database: Database
+    clock: ControlledClock
+    id: UUID
+    key: str
+
+    async def caller(self, database: Database | None = None) -> Caller:
+        """The caller behind the tenant's key, at the state of now."""
+        return await authenticate(
+            database or self.database,
+            [f"Bearer {self.key}"],
+            self.clock(),
+            registration_open=False,
+        )
+
+    async def write(
+        self, *changes: Change, dry_run: bool = False, database: Database | None = None
+    ) -> Outcome:
+        """Authenticate and apply changes in one transaction, as a request does."""
+        used = database or self.database
+        caller = await self.caller(used)
+        return await used.write(
+            self.id,
+            lambda tx: apply_changes(tx, caller, changes, self.clock(), dry_run=dry_run),
+        )
+
+    async def violations(self) -> list[str]:
+        """What is wrong with the tenant at rest."""
+        async with self.database.read() as tx:
+            return await violations(tx, self.id)
+
+
+MakeTenant = Callable[[str], Awaitable[TenantAtWork]]
+
+
+@pytest.fixture
+def clock() -> ControlledClock:
+    """A clock the test moves."""
+    return ControlledClock()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """A PostgreSQL server of this run's own, running."""
+    server = PostgresServer()
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """The kind of database: a test that uses it runs once on each."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+async def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file that nobody has open."""
+    path = tmp_path_factory.mktemp("template") / "auth.sqlite3"
+    prepare_file(path)
+    database = Database.sqlite(path)
+    await migrations.migrate(database)
+    await database.dispose()
+    assert not path.with_name(f"{path.name}-wal").exists()
+    return path
+
+
+def owner_url(server: PostgresServer, name: str) -> URL:
+    """A database of the server, as its owner."""
+    return URL.create(
+        "postgresql+asyncpg", server.user, host=server.host, port=server.port, database=name
+    )
+
+
+@pytest.fixture(scope="session")
+async def postgresql_template(postgres_server: PostgresServer) -> str:
+    """The name of a migrated PostgreSQL database in which the run-time role has its grants."""
+    postgres_server.create_role(RUNTIME_ROLE, RUNTIME_PASSWORD)
+    postgres_server.create_database(_TEMPLATE)
+    database = Database.postgresql(owner_url(postgres_server, _TEMPLATE), {})
+    await migrations.migrate(database)
+    await migrations.grant_to(database, RUNTIME_ROLE)
+    await database.dispose()
+    return _TEMPLATE
+
+
+@asynccontextmanager
+async def fresh_postgresql(
+    server: PostgresServer, template: str | None
+) -> AsyncIterator[tuple[URL, URL]]:
+    """A database that lives as long as the context: its URLs for the owner and for the service."""
+    name = f"test_{uuid.uuid4().hex}"
+    owner = owner_url(server, "postgres")
+    connection = await connect_driver(owner)
+    try:
+        like = f' TEMPLATE "{template}"' if template else ""
+        await connection.execute(f'CREATE DATABASE "{name}"{like}')
+        await connection.execute(f'GRANT CONNECT ON DATABASE "{name}" TO {RUNTIME_ROLE}')
+    finally:
+        await connection.close()
+    yield (
+        owner.set(database=name),
+        owner.set(database=name, username=RUNTIME_ROLE, password=RUNTIME_PASSWORD),
+    )
+    connection = await connect_driver(owner)
+    try:
+        await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+def storage_source(engine: str, request: pytest.FixtureRequest) -> Path | str:
+    """What a test's database is copied from: a file, or the name of a template."""
+    source: Path | str = request.getfixturevalue(f"{engine}_template")
+    return source
+
+
+@pytest.fixture
+async def storage(
+    engine: str,
+    storage_source: Path | str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> AsyncIterator[Storage]:
+    """A fresh, migrated, empty database of each kind."""
+    if isinstance(storage_source, Path):
+        path = tmp_path / "auth.sqlite3"
+        prepare_file(path)
+        shutil.copyfile(storage_source, path)
+        made = Storage(engine, path=path)
+        try:
+            yield made
+        finally:
+            await made.close()
+        return
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    async with fresh_postgresql(server, storage_source) as (owner, runtime):
+        made = Storage(engine, owner=owner, runtime=runtime)
+        try:
+            yield made
+        finally:
+            await made.close()
+
+
+@pytest.fixture
+def database(storage: Storage) -> Database:
+    """The service's way to a fresh, migrated, empty database of each kind."""
+    return storage.open()
+
+
+@pytest.fixture
+def make_tenant(database: Database, clock: ControlledClock) -> MakeTenant:
+    """Makes tenants by name; each starts at revision 2: itself and its key."""
+
+    async def make(name: str) -> TenantAtWork:
+        key = new_client_key()
+        made = await database.write(
+            name, lambda tx: create_tenant(tx, name, clock(), actor="tests", key=key)
+        )
+        return TenantAtWork(database, clock, made.id, key)
+
+    return make
+
+
+@pytest.fixture
+async def tenant(make_tenant: MakeTenant) -> TenantAtWork:
+    """A tenant with nothing but its key."""
+    return await make_tenant("acme")
