@@ -17,11 +17,11 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from sqlalchemy import URL
 
 from authsvc import migrations
 from authsvc.credentials import new_client_key
 from authsvc.database import Database
+from authsvc.postgresql_url import parse_postgresql_url
 from authsvc.records import Caller, Change
 from authsvc.services.authentication import authenticate
 from authsvc.services.changes import Outcome, apply_changes
@@ -30,10 +30,10 @@ from authsvc.sqlite_file import prepare_file
 from replay import violations
 from services import PostgresServer
 
-RUNTIME_ROLE = "authsvc_runtime"
+RUNTIME_ROLE = f"authsvc_runtime_{uuid.uuid4().hex[:8]}"
 RUNTIME_PASSWORD = "only-for:tests@127.0.0.1/%"
 """With characters that a URL has to escape."""
-_TEMPLATE = "authsvc_template"
+_TEMPLATE = f"authsvc_template_{uuid.uuid4().hex[:8]}"
 
 
 class ControlledClock:
@@ -51,28 +51,41 @@ class ControlledClock:
         return self.instant
 
 
+def connect_postgresql(url: str) -> Database:
+    """A database object for a libpq-style URL."""
+    target = parse_postgresql_url(url)
+    return Database.postgresql(target.url, target.connect_args)
+
+
+async def connect_driver(url: str) -> asyncpg.Connection:
+    """A PostgreSQL connection without any of our code around it."""
+    return await asyncpg.connect(**parse_postgresql_url(url).driver_kwargs())
+
+
 @dataclass
 class Storage:
-    """One test's migrated database, apart from anything connected to it.
+    """One test's database, apart from anything connected to it.
 
-    ``open`` gives another ``Database`` on it: what a second process would have. ``path`` is the
-    file on SQLite; ``owner`` the URL of the one who may do everything on PostgreSQL, ``runtime``
-    the service's.
+    ``path`` is the file on SQLite; on PostgreSQL ``owner_url`` is for the one who may do
+    everything, ``url`` for the service.
     """
 
     engine: str
     path: Path | None = None
-    owner: URL | None = None
-    runtime: URL | None = None
+    owner_url: str = ""
+    url: str = ""
+    name: str = ""
     opened: list[Database] = field(default_factory=list)
 
-    def open(self) -> Database:
-        """A database object with connections of its own, closed when the test ends."""
+    def open(self, *, as_owner: bool = False) -> Database:
+        """A database object with connections of its own, closed when the test ends.
+
+        What a second process would have.
+        """
         if self.path is not None:
             database = Database.sqlite(self.path)
         else:
-            assert self.runtime is not None
-            database = Database.postgresql(self.runtime, {})
+            database = connect_postgresql(self.owner_url if as_owner else self.url)
         self.opened.append(database)
         return database
 
@@ -84,23 +97,11 @@ class Storage:
     @asynccontextmanager
     async def administrator(self) -> AsyncIterator[asyncpg.Connection]:
         """A plain connection of PostgreSQL's owner to this database."""
-        assert self.owner is not None
-        connection = await connect_driver(self.owner)
+        connection = await connect_driver(self.owner_url)
         try:
             yield connection
         finally:
             await connection.close()
-
-
-async def connect_driver(url: URL) -> asyncpg.Connection:
-    """A connection without any of our code around it."""
-    return await asyncpg.connect(
-        host=url.host,
-        port=url.port,
-        user=url.username,
-        password=url.password,
-        database=url.database,
-    )
 
 
 @dataclass
@@ -148,14 +149,12 @@ def clock() -> ControlledClock:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+def postgres_server() -> Iterator[PostgresServer]:
     """A PostgreSQL server of this run's own, running."""
     server = PostgresServer()
     server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -176,11 +175,14 @@ async def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def owner_url(server: PostgresServer, name: str) -> URL:
-    """A database of the server, as its owner."""
-    return URL.create(
-        "postgresql+asyncpg", server.user, host=server.host, port=server.port, database=name
-    )
+def owner_url(server: PostgresServer, name: str) -> str:
+    """A database of the server, for its owner."""
+    return f"{server.url(name)}?sslmode=disable"
+
+
+def runtime_url(server: PostgresServer, name: str) -> str:
+    """A database of the server, for the service."""
+    return f"{server.url(name, RUNTIME_ROLE, RUNTIME_PASSWORD)}?sslmode=disable"
 
 
 @pytest.fixture(scope="session")
@@ -188,7 +190,7 @@ async def postgresql_template(postgres_server: PostgresServer) -> str:
     """The name of a migrated PostgreSQL database in which the run-time role has its grants."""
     postgres_server.create_role(RUNTIME_ROLE, RUNTIME_PASSWORD)
     postgres_server.create_database(_TEMPLATE)
-    database = Database.postgresql(owner_url(postgres_server, _TEMPLATE), {})
+    database = connect_postgresql(owner_url(postgres_server, _TEMPLATE))
     await migrations.migrate(database)
     await migrations.grant_to(database, RUNTIME_ROLE)
     await database.dispose()
@@ -196,28 +198,28 @@ async def postgresql_template(postgres_server: PostgresServer) -> str:
 
 
 @asynccontextmanager
-async def fresh_postgresql(
-    server: PostgresServer, template: str | None
-) -> AsyncIterator[tuple[URL, URL]]:
-    """A database that lives as long as the context: its URLs for the owner and for the service."""
+async def copied(server: PostgresServer, template: str | None) -> AsyncIterator[Storage]:
+    """A copy of a PostgreSQL database (an empty one of None) for as long as the context lasts."""
     name = f"test_{uuid.uuid4().hex}"
-    owner = owner_url(server, "postgres")
-    connection = await connect_driver(owner)
+    like = f' TEMPLATE "{template}"' if template else ""
+    connection = await connect_driver(owner_url(server, "postgres"))
     try:
-        like = f' TEMPLATE "{template}"' if template else ""
         await connection.execute(f'CREATE DATABASE "{name}"{like}')
-        await connection.execute(f'GRANT CONNECT ON DATABASE "{name}" TO {RUNTIME_ROLE}')
+        if template:
+            # A grant on the database itself is the one thing that is not copied.
+            await connection.execute(f'GRANT CONNECT ON DATABASE "{name}" TO {RUNTIME_ROLE}')
     finally:
         await connection.close()
-    yield (
-        owner.set(database=name),
-        owner.set(database=name, username=RUNTIME_ROLE, password=RUNTIME_PASSWORD),
-    )
-    connection = await connect_driver(owner)
+    made = Storage("postgresql", None, owner_url(server, name), runtime_url(server, name), name)
     try:
-        await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        yield made
     finally:
-        await connection.close()
+        await made.close()
+        connection = await connect_driver(owner_url(server, "postgres"))
+        try:
+            await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        finally:
+            await connection.close()
 
 
 @pytest.fixture
@@ -229,29 +231,35 @@ def storage_source(engine: str, request: pytest.FixtureRequest) -> Path | str:
 
 @pytest.fixture
 async def storage(
-    engine: str,
-    storage_source: Path | str,
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
+    storage_source: Path | str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> AsyncIterator[Storage]:
     """A fresh, migrated, empty database of each kind."""
     if isinstance(storage_source, Path):
         path = tmp_path / "auth.sqlite3"
         prepare_file(path)
         shutil.copyfile(storage_source, path)
-        made = Storage(engine, path=path)
-        try:
+        made = Storage("sqlite", path)
+        yield made
+        await made.close()
+    else:
+        async with copied(request.getfixturevalue("postgres_server"), storage_source) as made:
             yield made
-        finally:
-            await made.close()
-        return
-    server: PostgresServer = request.getfixturevalue("postgres_server")
-    async with fresh_postgresql(server, storage_source) as (owner, runtime):
-        made = Storage(engine, owner=owner, runtime=runtime)
-        try:
+
+
+@pytest.fixture
+async def empty_storage(
+    engine: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Storage]:
+    """A database of each kind that nobody has migrated yet."""
+    if engine == "sqlite":
+        path = tmp_path / "empty.sqlite3"
+        prepare_file(path)
+        made = Storage("sqlite", path)
+        yield made
+        await made.close()
+    else:
+        async with copied(request.getfixturevalue("postgres_server"), None) as made:
             yield made
-        finally:
-            await made.close()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import asyncpg
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
@@ -17,6 +18,10 @@ from authsvc.api.middleware import Edge
 from authsvc.api.problems import exception_handlers
 from authsvc.clock import Clock, system_clock
 from authsvc.database import Database
+from authsvc.decision_cache import DecisionCache
+from authsvc.errors import SettingsError
+from authsvc.revision_gate import DEADLINE_SECONDS, Gate, PostgresGate, SqliteGate
+from authsvc.services.current_state import CurrentState
 from authsvc.services.tenants import provision_key
 from authsvc.settings import Settings, SqliteFile, load_settings
 from authsvc.sqlite_file import prepare_file
@@ -66,6 +71,24 @@ def open_database(settings: Settings, *, beside_server: bool = False) -> Databas
     )
 
 
+def open_gate(settings: Settings, clock: Clock) -> Gate:
+    """What tells the tenants' revisions, over a connection of its own that is made when asked.
+
+    PostgreSQL tells the time along with them; another clock than the system's overrules it.
+    """
+    target = settings.gate
+    if target is None:
+        if not isinstance(settings.database, SqliteFile):
+            raise SettingsError("AUTH_POSTGRESQL_GATE_URL: there is no server to ask")
+        return SqliteGate(settings.database.path, clock)
+
+    async def connect() -> asyncpg.Connection:
+        options = {"timeout": DEADLINE_SECONDS, **target.driver_kwargs()}
+        return await asyncpg.connect(**options, statement_cache_size=16)
+
+    return PostgresGate(connect, None if clock is system_clock else clock)
+
+
 async def prepare(settings: Settings, *, clock: Clock = system_clock) -> Sequence[str]:
     """Make everything ready to be served; warnings for people.
 
@@ -94,15 +117,19 @@ async def prepare(settings: Settings, *, clock: Clock = system_clock) -> Sequenc
 
 def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
     """The service as an ASGI application. Its database must have been prepared (``prepare``)."""
-    service = Service(settings, open_database(settings), clock)
+    database = open_database(settings)
+    gate = open_gate(settings, clock)
+    current = CurrentState(database, gate, DecisionCache(settings.cache_mb))
+    service = Service(settings, database, clock, current)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        await migrations.require_head(service.database)
+        await migrations.require_head(database)
         try:
             yield
         finally:
-            await service.database.dispose()
+            await gate.stop()
+            await database.dispose()
 
     # What a client that went away is answered with is nothing, which FastAPI's type rules out.
     handlers: dict[Any, Any] = exception_handlers(clock)

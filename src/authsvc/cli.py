@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -17,7 +17,7 @@ from authsvc import __version__, migrations
 from authsvc.app import create_app, open_database, prepare
 from authsvc.clock import system_clock
 from authsvc.credentials import new_client_key
-from authsvc.database import Database
+from authsvc.database import Database, refusals
 from authsvc.errors import AuthsvcError, InputError, SettingsError, StartError, Unavailable
 from authsvc.logs import configure_logs
 from authsvc.sanitizer import check_role
@@ -39,6 +39,7 @@ cli.add_typer(tenants, name="tenants")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 UNAVAILABLE = 69
 """Exit status when the database cannot be reached (sysexits.h, EX_UNAVAILABLE)."""
+_BACKLOG = 2048
 
 
 def main() -> None:
@@ -77,19 +78,31 @@ def with_database(
     """
     target = settings.database
     if isinstance(target, SqliteFile):
-        if made:
-            prepare_file(target.path)
-        elif not target.path.exists():
+        if not made and not target.path.exists():
             raise StartError(f"There is no database at {target.path}: run 'authsvc serve' first")
+        production = settings.environment == "production"
+        _warn(prepare_file(target.path, refuse_open_modes=production))
 
     async def run() -> T:
         database = open_database(settings, beside_server=True)
         try:
-            return await work(database)
+            with refusals():
+                return await work(database)
         finally:
             await database.dispose()
 
+    _warn(settings.warnings)
     return asyncio.run(run())
+
+
+async def _prepare(settings: Settings) -> Sequence[str]:
+    with refusals():
+        return await prepare(settings)
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        typer.echo(f"authsvc: warning: {warning}", err=True)
 
 
 @cli.command()
@@ -97,9 +110,10 @@ def serve() -> None:
     """Serve HTTP until stopped (Ctrl-C or SIGTERM, which lets running requests finish)."""
     settings = load_settings()
     configure_logs(debug=settings.debug_mode)
-    lock = _serving_lock(settings.database) if isinstance(settings.database, SqliteFile) else None
-    for warning in asyncio.run(prepare(settings)):
-        typer.echo(f"authsvc: warning: {warning}", err=True)
+    target = settings.database
+    # Before anything looks at the file, which another process may be serving.
+    lock = ServingLock(target.path) if isinstance(target, SqliteFile) else None
+    _warn(asyncio.run(_prepare(settings)))
     listener = _listen(settings)
     typer.echo(_greeting(settings), err=True)
     config = uvicorn.Config(
@@ -132,11 +146,6 @@ def serve() -> None:
         raise SystemExit(StartError.exit_code)
 
 
-def _serving_lock(target: SqliteFile) -> ServingLock:
-    prepare_file(target.path)
-    return ServingLock(target.path)
-
-
 def _listen(settings: Settings) -> socket.socket:
     """The listening socket, bound here so that a failure is a sentence and not a traceback."""
     host, port = settings.server_host, settings.server_port
@@ -145,6 +154,8 @@ def _listen(settings: Settings) -> socket.socket:
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        # Two sockets may be bound to one port until one of them listens.
+        listener.listen(_BACKLOG)
     except OSError as error:
         raise StartError(
             f"Port {port} on {host} cannot be used ({error.strerror}): stop what uses it,"

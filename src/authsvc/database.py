@@ -26,7 +26,16 @@ from weakref import WeakValueDictionary
 
 import aiosqlite
 import structlog
-from sqlalchemy import URL, AsyncAdaptedQueuePool, event, exc, text
+from sqlalchemy import (
+    URL,
+    AsyncAdaptedQueuePool,
+    Engine,
+    StaticPool,
+    create_engine,
+    event,
+    exc,
+    text,
+)
 from sqlalchemy.engine import CursorResult, Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.sql.base import Executable
@@ -134,10 +143,13 @@ class Database:
     checkpoint can damage a WAL file), and readers that never write.
     """
 
-    def __init__(self, reader: AsyncEngine, writer: AsyncEngine, label: str) -> None:
+    def __init__(
+        self, reader: AsyncEngine, writer: AsyncEngine, label: str, direct: Engine | None = None
+    ) -> None:
         self.reader = reader
         self.writer = writer
         self.label = label
+        self._direct = direct
         self.is_sqlite = writer.dialect.name == "sqlite"
         self._locks: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
         self._pending: set[asyncio.Task[Any]] = set()
@@ -186,9 +198,19 @@ class Database:
 
             return made
 
+        def connect_here() -> sqlite3.Connection:
+            made = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=0.1)
+            for pragma in ("query_only=ON", "trusted_schema=OFF", "wal_autocheckpoint=0"):
+                made.execute(f"PRAGMA {pragma}")
+            return made
+
         reader = engine("BEGIN", 4, 0)
         writer = engine("BEGIN IMMEDIATE", 1, 0 if beside_server else 1000)
-        return cls(reader, writer, f"SQLite file {path}")
+        # A small read takes microseconds: less than handing it to a thread and back.
+        direct = create_engine(
+            "sqlite://", creator=connect_here, poolclass=StaticPool, hide_parameters=True
+        )
+        return cls(reader, writer, f"SQLite file {path}", direct)
 
     @classmethod
     def postgresql(
@@ -253,6 +275,8 @@ class Database:
             await asyncio.wait(self._pending)
         await self.writer.dispose()
         await self.reader.dispose()
+        if self._direct is not None:
+            self._direct.dispose()
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Transaction]:
@@ -269,10 +293,16 @@ class Database:
                 yield transaction
 
     async def rows(
-        self, statement: Executable, parameters: Mapping[str, Any]
+        self, statement: Executable, parameters: Mapping[str, Any], *, large: bool = False
     ) -> Sequence[Row[Any]]:
-        """One statement on its own, which is one snapshot without any transaction around it."""
+        """One statement on its own, which is one snapshot without any transaction around it.
+
+        ``large``: it may take longer than a millisecond, so SQLite runs it in a thread.
+        """
         with refusals():
+            if self._direct is not None and not large:
+                with self._direct.connect() as here:
+                    return here.execute(statement, parameters).fetchall()
             async with self.reader.connect() as connection:
                 connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
                 return (await connection.execute(statement, parameters)).fetchall()

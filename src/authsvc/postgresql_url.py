@@ -68,7 +68,7 @@ class PostgreSQLTarget:
     password: str | None = field(repr=False)
     database: str | None
     sslmode: str
-    options: Mapping[str, Any] = field(repr=False)
+    options: Mapping[str, Any] = field(repr=False, hash=False)
 
     @property
     def url(self) -> URL:
@@ -102,14 +102,8 @@ class PostgreSQLTarget:
         elif self.hosts:
             arguments["host"] = [host for host, _ in self.hosts]
             arguments["port"] = [port for _, port in self.hosts]
-        for name, value in (
-            ("user", self.user),
-            ("password", self.password),
-            ("database", self.database),
-        ):
-            if value is not None:
-                arguments[name] = value
-        return arguments
+        account = {"user": self.user, "password": self.password, "database": self.database}
+        return arguments | {name: value for name, value in account.items() if value is not None}
 
 
 def parse_postgresql_url(text: str, *, setting: str = "AUTH_POSTGRESQL_URL") -> PostgreSQLTarget:
@@ -306,6 +300,8 @@ class _Reader:
             )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # asyncpg sets this on its own contexts alone, and sslnegotiation=direct cannot do without.
+        context.set_alpn_protocols(["postgresql"])
         context.check_hostname = sslmode == "verify-full"
         if sslmode == "require":
             context.verify_mode = ssl.CERT_NONE

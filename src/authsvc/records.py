@@ -47,7 +47,9 @@ class Caller:
 
     ``tenant_id`` is None for a well-formed key that open registration has not seen write yet;
     ``digest`` is the SHA-256 of the presented key. ``stamp`` is the tenant state the credential
-    was read at. The last three describe the request, for the audit trail.
+    was read at, ``expires_at`` the credential's own end, ``at`` the instant of that
+    read by the database's clock (None: not asked). The last three describe the request, for
+    the audit trail.
     """
 
     tenant_id: UUID | None
@@ -55,6 +57,8 @@ class Caller:
     digest: bytes = field(repr=False)
     scopes: frozenset[str]
     stamp: Stamp
+    expires_at: datetime | None = None
+    at: datetime | None = None
     request_id: str | None = None
     address: str | None = None
     user_agent: str | None = None

@@ -7,16 +7,14 @@ default. An empty value means that it is not set.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
-import stat
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from dotenv import dotenv_values
 from pydantic import (
     Field,
     PrivateAttr,
@@ -33,20 +31,24 @@ from pydantic_settings import (
 )
 
 from authsvc.credentials import parse_client_key
+from authsvc.database_choice import (
+    DatabaseTarget,
+    SqliteFile,
+    choose_database,
+    choose_gate,
+    is_address,
+    is_loopback,
+    mode_over_network,
+)
 from authsvc.errors import SettingsError
-from authsvc.postgresql_url import PostgreSQLTarget, parse_postgresql_url
+from authsvc.postgresql_url import PostgreSQLTarget
+from authsvc.settings_sources import PREFIX, read_sources
+from authsvc.settings_sources import variable as _env
 
-PREFIX = "AUTH_"
+__all__ = ["Settings", "SqliteFile", "build_settings", "load_settings"]
 
 Names = Annotated[tuple[str, ...], NoDecode]
 """Several values in one variable, separated by commas."""
-
-
-@dataclass(frozen=True, slots=True)
-class SqliteFile:
-    """A database in a file."""
-
-    path: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +88,22 @@ _UNBUILT: dict[str, Unbuilt] = {
     "jwt_audience": Unbuilt(),
     "jwt_access_token_expire_minutes": Unbuilt(),
     "jwt_refresh_token_expire_days": Unbuilt(),
-    "cache_mb": Unbuilt(),
-    "check_short_way": Unbuilt(),
-    "postgresql_gate_url": Unbuilt(),
 }
 
-# Set by test runs, and by Kubernetes for a Service that is called "auth".
-_IGNORED = ("AUTH_TEST_", "AUTH_SERVICE_", "AUTH_PORT")
-_CLOSE = 0.8
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+_BRACKETED = re.compile(r"\[[0-9A-Fa-f:.]+\]")
 
 
 class Settings(BaseSettings):
     """All settings. Built by ``load_settings``, or from keyword arguments alone."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=False
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        validate_default=False,
     )
 
     environment: Literal["local", "production"] = "local"
@@ -121,7 +124,7 @@ class Settings(BaseSettings):
     workers: int = Field(default=1, ge=1, le=256)
     trusted_proxies: Names = ()
     allowed_hosts: Names = ()
-    public_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")
+    public_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")
 
     strict_names: bool = False
     xss_protection_header: Literal["0", "1", "1; mode=block"] = "1; mode=block"
@@ -161,7 +164,8 @@ class Settings(BaseSettings):
     rate_limit_auth_failure: str = "off"
     rate_limit_storage_url: SecretStr | None = None
 
-    _database: SqliteFile | PostgreSQLTarget = PrivateAttr()
+    _database: DatabaseTarget = PrivateAttr()
+    _gate: PostgreSQLTarget | None = PrivateAttr(default=None)
     _warnings: tuple[str, ...] = PrivateAttr(default=())
 
     @classmethod
@@ -177,9 +181,14 @@ class Settings(BaseSettings):
         return (init_settings,)
 
     @property
-    def database(self) -> SqliteFile | PostgreSQLTarget:
+    def database(self) -> DatabaseTarget:
         """The one database that is used."""
         return self._database
+
+    @property
+    def gate(self) -> PostgreSQLTarget | None:
+        """The server that is asked for revisions over a connection of its own; None for a file."""
+        return self._gate
 
     @property
     def registration_open(self) -> bool:
@@ -189,7 +198,7 @@ class Settings(BaseSettings):
         """
         if self.client_registration is not None:
             return self.client_registration == "open"
-        return isinstance(self._database, SqliteFile) and _is_loopback(self.server_host)
+        return isinstance(self._database, SqliteFile) and is_loopback(self.server_host)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -202,6 +211,47 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            try:
+                ipaddress.ip_network(entry)
+            except ValueError:
+                raise ValueError(
+                    f"'{entry}' is not an address or a network such as 10.0.1.0/24"
+                ) from None
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            name = entry.removeprefix("*.")
+            if entry != "*" and not _HOST.fullmatch(name) and not _BRACKETED.fullmatch(entry):
+                raise ValueError(
+                    f"'{entry}' is not a host name without scheme and port,"
+                    " such as auth.example.com or *.example.com"
+                )
+        return tuple(entry.lower() for entry in value)
+
+    @field_validator("server_host")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        if not _HOST.fullmatch(value) and not is_address(value):
+            raise ValueError("must be an address or a host name alone, such as 127.0.0.1 or ::")
+        return value
+
+    @field_validator("server_port", mode="before")
+    @classmethod
+    def _not_a_service_link(cls, value: object) -> object:
+        if isinstance(value, str) and value.startswith("tcp://"):
+            raise ValueError(
+                "was set by Kubernetes for a Service called auth-server;"
+                " give the pod 'enableServiceLinks: false'"
+            )
+        return value
 
     @field_validator("client_key")
     @classmethod
@@ -222,60 +272,71 @@ class Settings(BaseSettings):
             if unbuilt.off is not None and getattr(self, name) != unbuilt.off:
                 off = str(unbuilt.off).lower()
                 raise SettingsError(f"{_env(name)}: not in this version; leave it at '{off}'")
-        self._database = self._selected()
+        self._database = choose_database(
+            sqlite_path=self.sqlite_path,
+            postgresql_url=self.postgresql_url,
+            database_url=self.database_url,
+            password=self.postgresql_password,
+        )
+        self._gate = choose_gate(self.postgresql_gate_url, self._database)
         if self.workers > 1 and isinstance(self._database, SqliteFile):
             raise SettingsError(
                 "AUTH_WORKERS: SQLite is served by one process, because only one can know at once"
                 " what the others changed; set it to 1, or use AUTH_POSTGRESQL_URL"
             )
-        if self.environment == "production" and self.debug_mode:
-            raise SettingsError("AUTH_DEBUG_MODE: must be false in production")
+        if self.environment == "production":
+            self._refuse_in_production()
+        self._warnings = tuple(self._advice())
         return self
 
-    def _selected(self) -> SqliteFile | PostgreSQLTarget:
-        given = [
-            name
-            for name in ("sqlite_path", "postgresql_url", "database_url")
-            if getattr(self, name) is not None
-        ]
-        if len(given) > 1:
-            names = " and ".join(_env(name) for name in given)
-            raise SettingsError(f"{names}: two databases are set; keep the one that is meant")
-        if self.postgresql_url is not None:
-            return self._server(self.postgresql_url.get_secret_value(), "AUTH_POSTGRESQL_URL")
-        if self.database_url is not None:
-            url = self.database_url.get_secret_value()
-            if not url.startswith("sqlite:"):
-                return self._server(url, "AUTH_DATABASE_URL")
-            path = url.removeprefix("sqlite:///")
-            if path == url or not path:
-                raise SettingsError("AUTH_DATABASE_URL: a SQLite file is sqlite:////absolute/path")
-            return SqliteFile(Path(path).expanduser().absolute())
-        path_set = self.sqlite_path or Path("~/.auth.sqlite3")
-        return SqliteFile(path_set.expanduser().absolute())
-
-    def _server(self, url: str, setting: str) -> PostgreSQLTarget:
-        target = parse_postgresql_url(url, setting=setting)
-        if self.postgresql_password is not None:
-            if target.password is not None:
+    def _refuse_in_production(self) -> None:
+        if self.debug_mode:
+            raise SettingsError("AUTH_DEBUG_MODE: must be false in production")
+        if not self.enable_audit_logging:
+            raise SettingsError("AUTH_ENABLE_AUDIT_LOGGING: must be true in production")
+        for setting, mode in self._ways_to_servers():
+            if mode == "disable":
                 raise SettingsError(
-                    f"{setting} and AUTH_POSTGRESQL_PASSWORD: the password is set twice; keep one"
+                    f"{setting}: sslmode=disable sends everything to another machine in the clear,"
+                    " which production does not; use sslmode=verify-full"
                 )
-            target = replace(target, password=self.postgresql_password.get_secret_value())
-        return target
 
+    def _advice(self) -> Iterator[str]:
+        idle = [
+            _env(name)
+            for name, unbuilt in _UNBUILT.items()
+            if unbuilt.off is None and name in self.model_fields_set
+        ]
+        if idle:
+            yield f"{', '.join(idle)}: without effect in this version"
+        if isinstance(self._database, SqliteFile):
+            idle = [
+                _env(name)
+                for name in ("postgresql_password", "postgresql_pgbouncer", "postgresql_pool_size")
+                if name in self.model_fields_set
+            ]
+            if idle:
+                yield f"{', '.join(idle)}: without effect, because the database is a SQLite file"
+        if self.environment == "production":
+            for setting, mode in self._ways_to_servers():
+                if mode in ("allow", "prefer"):
+                    yield (
+                        f"{setting}: without sslmode=require or stronger the connection may be in"
+                        " the clear; use sslmode=verify-full"
+                    )
+            if self.registration_open:
+                yield (
+                    "AUTH_CLIENT_REGISTRATION: open, so whoever reaches the service can make a"
+                    " tenant; set it to closed"
+                )
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _env(field: str) -> str:
-    return PREFIX + field.upper()
+    def _ways_to_servers(self) -> Iterator[tuple[str, str]]:
+        """The setting and the sslmode of every connection that leaves this machine."""
+        url = "postgresql_url" if self.postgresql_url is not None else "database_url"
+        for name, target in ((url, self._database), ("postgresql_gate_url", self._gate)):
+            mode = mode_over_network(target)
+            if mode is not None and getattr(self, name) is not None:
+                yield _env(name), mode
 
 
 def _is_secret(field: str) -> bool:
@@ -289,20 +350,28 @@ def load_settings(
 
     Raises SettingsError, which names settings and never shows a secret.
     """
-    warnings: list[str] = []
-    values = _from_environment(os.environ if env is None else env, warnings)
-    if env_file is not None and env_file.is_file():
-        production = values.get("environment") == "production"
-        from_file = _from_dotenv(env_file)
-        production = production or from_file.get("environment") == "production"
-        _check_mode(env_file, warnings, refuse=production)
-        values = from_file | values
-    warnings += [
-        f"{_env(name)} has no effect in this version"
-        for name, unbuilt in _UNBUILT.items()
-        if unbuilt.off is None and name in values
-    ]
-    settings = build_settings(**values)
+    found = read_sources(
+        os.environ if env is None else env,
+        env_file,
+        names=Settings.model_fields,
+        secrets=[name for name in Settings.model_fields if _is_secret(name)],
+    )
+    settings = build_settings(**found.values)
+    production = settings.environment == "production"
+    warnings = list(settings.warnings)
+    if found.env_file_open:
+        sentence = f"{env_file}: other users of this machine have access to it; chmod 600 it"
+        if production:
+            raise SettingsError(sentence)
+        warnings.append(sentence)
+    kept = sorted(_env(name) for name in found.from_env_file if _is_secret(name))
+    if production and kept:
+        warnings.append(
+            f"{', '.join(kept)}: stands in {env_file}; in production a secrets manager's file,"
+            " named by the same variable with _FILE at its end, keeps a secret better"
+        )
+    if found.unknown:
+        warnings.append(f"{', '.join(found.unknown)}: no such settings; see .env.example")
     settings._warnings = tuple(warnings)
     return settings
 
@@ -312,74 +381,20 @@ def build_settings(**values: Any) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as error:
-        sentences = []
-        for problem in error.errors(include_url=False, include_context=False, include_input=False):
-            name = _env(str(problem["loc"][0])) if problem["loc"] else "The settings"
-            sentences.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}")
-        # The cause holds what was given, which may be a secret.
-        raise SettingsError("; ".join(sentences)) from None
+        sentences = [
+            _sentence(problem["loc"], problem["msg"])
+            for problem in error.errors(
+                include_url=False, include_context=False, include_input=False
+            )
+        ]
+    # Not from within the handler: the error holds what was given, which may be a secret, and
+    # would hang on to this one as its context.
+    raise SettingsError("; ".join(sentences))
 
 
-def _from_environment(env: Mapping[str, str], warnings: list[str]) -> dict[str, str]:
-    known = {_env(name): name for name in Settings.model_fields}
-    files = {f"{_env(name)}_FILE": name for name in Settings.model_fields if _is_secret(name)}
-    values: dict[str, str] = {}
-    for variable, value in env.items():
-        upper = variable.upper()
-        if not upper.startswith(PREFIX) or upper.startswith(_IGNORED) or not value:
-            continue
-        if upper in known:
-            values[known[upper]] = value
-        elif upper not in files:
-            _unknown(variable, [*known, *files], warnings)
-    for variable, name in files.items():
-        path = env.get(variable)
-        if not path:
-            continue
-        if name in values:
-            raise SettingsError(f"{_env(name)} and {variable}: both are set; keep one")
-        values[name] = _read_secret(variable, Path(path))
-    return values
-
-
-def _unknown(variable: str, known: list[str], warnings: list[str]) -> None:
-    close = difflib.get_close_matches(variable.upper(), known, n=1, cutoff=_CLOSE)
-    if close:
-        raise SettingsError(f"{variable}: there is no such setting; is {close[0]} meant?")
-    warnings.append(f"{variable}: there is no such setting; see .env.example")
-
-
-def _read_secret(variable: str, path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text"
-        raise SettingsError(f"{variable}: the file cannot be read ({reason})") from None
-    if not text:
-        raise SettingsError(f"{variable}: the file is empty")
-    return text
-
-
-def _from_dotenv(env_file: Path) -> dict[str, str]:
-    try:
-        found = dotenv_values(env_file, interpolate=False)
-    except (OSError, UnicodeDecodeError):
-        raise SettingsError(f"{env_file} cannot be read: make it readable UTF-8 text") from None
-    given = {name: value for name, value in found.items() if value}
-    known = [_env(name) for name in Settings.model_fields]
-    known += [f"{_env(name)}_FILE" for name in Settings.model_fields if _is_secret(name)]
-    for variable in given:
-        upper = variable.upper()
-        if upper.startswith(PREFIX) and not upper.startswith(_IGNORED) and upper not in known:
-            near = difflib.get_close_matches(upper, known, n=1, cutoff=0.0)[0]
-            raise SettingsError(f"{variable} in {env_file}: no such setting; is {near} meant?")
-    return _from_environment(given, [])
-
-
-def _check_mode(env_file: Path, warnings: list[str], *, refuse: bool) -> None:
-    if not stat.S_IMODE(env_file.stat().st_mode) & 0o077:
-        return
-    sentence = f"{env_file} can be read by other users of this machine: chmod 600 {env_file}"
-    if refuse:
-        raise SettingsError(sentence)
-    warnings.append(sentence)
+def _sentence(location: tuple[int | str, ...], message: str) -> str:
+    name = _env(str(location[0])) if location else "The settings"
+    if message == "Extra inputs are not permitted":
+        return f"{name}: there is no such setting"
+    message = message.removeprefix("Value error, ").replace("Input should", "must", 1)
+    return f"{name}: {message}"

@@ -37,20 +37,26 @@ def _make(path: Path) -> bool:
         os.close(os.open(path, flags, PRIVATE))
     except FileExistsError:
         return False
-    except FileNotFoundError:
-        raise StartError(
-            f"The folder {path.parent} does not exist: make it, or set AUTH_SQLITE_PATH"
-        ) from None
     except OSError as error:
-        raise StartError(
-            f"The database {path} cannot be made ({error.strerror}):"
-            " make its folder writable, or set AUTH_SQLITE_PATH"
-        ) from None
+        raise _unusable(path, error) from None
     return True
+
+
+def _unusable(path: Path, error: OSError) -> StartError:
+    if isinstance(error, FileNotFoundError):
+        return StartError(
+            f"The folder {path.parent} does not exist: make it, or set AUTH_SQLITE_PATH"
+        )
+    return StartError(
+        f"The file {path} cannot be made ({error.strerror}):"
+        " make its folder writable, or set AUTH_SQLITE_PATH"
+    )
 
 
 def _make_private(path: Path, *, refuse: bool) -> list[str]:
     warnings = []
+    if not os.access(path.parent, os.W_OK, effective_ids=True):
+        raise StartError(f"{path.parent} cannot be written, and SQLite keeps files beside {path}")
     for suffix in _BESIDE:
         file = Path(f"{path}{suffix}")
         try:
@@ -61,7 +67,7 @@ def _make_private(path: Path, *, refuse: bool) -> list[str]:
             raise StartError(f"{file} is not a regular file: set AUTH_SQLITE_PATH to one")
         if found.st_uid != os.geteuid() and os.geteuid() != 0:
             raise StartError(f"{file} belongs to another user: run as its owner, or chown it")
-        if not os.access(file, os.R_OK | os.W_OK):
+        if not os.access(file, os.R_OK | os.W_OK, effective_ids=True):
             raise StartError(f"{file} cannot be written: chmod 600 {file}")
         if found.st_mode & 0o077:
             if refuse:
@@ -103,9 +109,12 @@ class ServingLock:
     """Held by the one process that serves a file; commands beside it do not take it."""
 
     def __init__(self, path: Path) -> None:
-        self._name = Path(f"{path}.serving")
+        name = Path(f"{path}.serving")
         flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._descriptor = os.open(self._name, flags, PRIVATE)
+        try:
+            self._descriptor = os.open(name, flags, PRIVATE)
+        except OSError as error:
+            raise _unusable(name, error) from None
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -21,7 +20,7 @@ from authsvc.records import Caller
 from authsvc.schemas import answers
 from authsvc.schemas.checks import CheckBody, why_schema
 from authsvc.schemas.names import PermissionName, UserName
-from authsvc.services.checks import Answer, Question, check, explain
+from authsvc.services.checks import Answer, Question, check_now, explain_now
 
 router = APIRouter(prefix="/api", route_class=contract_route(admit))
 
@@ -42,13 +41,15 @@ def _why(found: Answer) -> dict[str, Any]:
 
 
 async def _single(
-    service: Service, caller: Caller, question: Question, now: datetime, *, with_why: bool
+    service: Service, caller: Caller, question: Question, *, with_why: bool
 ) -> Response:
+    # One clock for all replicas, where the database has told its own.
+    now = caller.at or service.clock()
     if with_why:
-        explained, stamp = await explain(service.database, caller.tenant_id, [question], now)
+        explained, stamp = await explain_now(service.current, caller, [question], now)
         data = _why(explained[0])
     else:
-        answered, stamp = await check(service.database, caller.tenant_id, [question], now)
+        answered, stamp = await check_now(service.current, caller, [question], now)
         data = {"has_permission": answered[0]}
     return answer(data, "Answered", stamp.revision, now)
 
@@ -73,7 +74,7 @@ async def has_permission(
     only when that `scope` is asked for. An unknown user, role or permission is simply `false`.
     """
     question = Question(user, permission, scope)
-    return await _single(service, caller, question, service.clock(), with_why=explain)
+    return await _single(service, caller, question, with_why=explain)
 
 
 @router.get(
@@ -92,7 +93,7 @@ async def can_run(
 ) -> Response:
     """Whether the user has the permission that is named like the workflow."""
     question = Question(user, workflow, scope)
-    return await _single(service, caller, question, service.clock(), with_why=False)
+    return await _single(service, caller, question, with_why=False)
 
 
 @router.post(
@@ -114,7 +115,7 @@ async def check_many(
     """
     # The body may have taken long to arrive: what counts is the credential's state after it.
     caller = await service.authenticated(request)
-    now = service.clock()
+    now = caller.at or service.clock()
     if body.checks is not None:
         questions = [Question(item.user, item.permission, item.scope) for item in body.checks]
     else:
@@ -123,11 +124,11 @@ async def check_many(
 
     results: list[Any]
     if body.explain:
-        explained, stamp = await explain(service.database, caller.tenant_id, questions, now)
+        explained, stamp = await explain_now(service.current, caller, questions, now)
         results = [_why(found) for found in explained]
         allowed = sum(found.allowed for found in explained)
     else:
-        answered, stamp = await check(service.database, caller.tenant_id, questions, now)
+        answered, stamp = await check_now(service.current, caller, questions, now)
         results = list(answered)
         allowed = sum(answered)
     data: dict[str, Any]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, Query, Request
 from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 
 from authsvc.clock import Clock
+from authsvc.credentials import digest_of
 from authsvc.database import Database
 from authsvc.records import LIST_MAX, Caller, Change, Page
 from authsvc.schemas.names import ScopeName, strict_names
-from authsvc.services.authentication import authenticate, require_scope
+from authsvc.services.authentication import presented_key, require_scope, resolve
 from authsvc.services.changes import Outcome, RegisteredMeanwhile, apply_changes
+from authsvc.services.current_state import CurrentState
 from authsvc.settings import Settings
 
 _LONGEST_USER_AGENT = 256
@@ -29,18 +30,25 @@ class Service:
     settings: Settings
     database: Database
     clock: Clock
+    current: CurrentState
 
     async def authenticated(self, request: Request) -> Caller:
-        """The caller behind a request's credential. Raises Unauthorized, Forbidden."""
-        caller = await authenticate(
-            self.database,
-            request.headers.getlist("authorization"),
-            self.clock(),
+        """The caller behind a request's credential, as it is now.
+
+        Raises Unauthorized, Forbidden, Unavailable.
+        """
+        digest = digest_of(presented_key(request.headers.getlist("authorization")))
+        credential, at = await self.current.credential(digest)
+        caller = resolve(
+            credential,
+            digest,
+            at or self.clock(),
             registration_open=self.settings.registration_open,
         )
         agent = request.headers.get("user-agent")
         return replace(
             caller,
+            at=at,
             request_id=request.scope["state"]["request_id"],
             address=request.client.host if request.client else None,
             user_agent=_printable(agent) if agent else None,
@@ -150,9 +158,3 @@ DirectQuery = Annotated[
     bool,
     Query(description="The rows as stored, in force or not, instead of what follows from them"),
 ]
-Handler = Callable[..., Awaitable[Any]]
-
-
-def now(service: Service) -> datetime:
-    """The instant this request is judged at."""
-    return service.clock()

@@ -14,9 +14,8 @@ from html import escape
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from string import Template
-from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
@@ -33,7 +32,6 @@ _MEDIA_TYPES = {
 }
 _FOREVER = "public, max-age=31536000, immutable"
 _ASK_FIRST = "no-cache"
-_WITH_CREDENTIAL = ("/api/", "/access/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ def docs_router(*, title: str, docs_enabled: bool = True) -> APIRouter:
     """``/``, ``/docs``, ``/openapi.json`` and ``/static/...``; empty when switched off.
 
     For a ``FastAPI(openapi_url=None, docs_url=None, redoc_url=None)``: the document is that
-    application's ``openapi()``, with the bearer credential described in it.
+    application's ``openapi()``, made when it is first asked for.
     """
     router = APIRouter(route_class=ContractRoute, include_in_schema=False)
     if not docs_enabled:
@@ -87,7 +85,7 @@ def docs_router(*, title: str, docs_enabled: bool = True) -> APIRouter:
     async def openapi_document(request: Request) -> Response:
         nonlocal document
         if document is None:
-            document = _File.of(to_json(_openapi(request.app)), "application/json")
+            document = _File.of(to_json(request.app.openapi()), "application/json")
         return document.answer(request)
 
     @router.get("/static/{name:path}")
@@ -109,32 +107,3 @@ def _static_files(folder: Traversable, version: str) -> Iterator[tuple[str, _Fil
             media_type = _MEDIA_TYPES.get(entry.name.rpartition(".")[2])
             if media_type is not None and entry.is_file():
                 yield prefix + entry.name, _File.of(entry.read_bytes(), media_type, cache_control)
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The application's document; every operation with a credential says so."""
-    document = dict(app.openapi())
-    components = dict(document.get("components", {}))
-    components.setdefault(
-        "securitySchemes",
-        {
-            "bearer": {
-                "type": "http",
-                "scheme": "bearer",
-                "description": "A client key (UUID) or an access token from `POST /api/token`.",
-            }
-        },
-    )
-    document["components"] = components
-    document["paths"] = {
-        path: {method: _secured(path, operation) for method, operation in item.items()}
-        for path, item in document.get("paths", {}).items()
-    }
-    return document
-
-
-def _secured(path: str, operation: Any) -> Any:
-    """An operation that names its own ``security`` (``[]`` for none) keeps it."""
-    if not path.startswith(_WITH_CREDENTIAL) or not isinstance(operation, dict):
-        return operation
-    return {"security": [{"bearer": []}], **operation}

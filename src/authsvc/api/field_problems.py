@@ -17,7 +17,6 @@ from authsvc.errors import InputError, Problem
 MAX_PROBLEMS = 100
 """The most problems one answer lists."""
 
-_PLACES = frozenset({"body", "query", "path", "header", "cookie"})
 _BUILT_IN = frozenset(get_args(core_schema.ErrorType))
 _KNOWN_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}").fullmatch
 
@@ -25,7 +24,6 @@ _SENTENCES = {
     "missing": "This field is required.",
     "extra_forbidden": "This field is not known here.",
     "string_type": "This must be a string.",
-    "string_sub_type": "This must be a string.",
     "string_unicode": "This must be valid Unicode text.",
     "string_too_short": "This must have at least {min_length} characters.",
     "string_too_long": "This must have at most {max_length} characters.",
@@ -68,32 +66,35 @@ _SENTENCES = {
 _TIME = "This must be a date and time with an offset, such as 2026-01-31T12:00:00Z."
 
 
-def input_error(errors: Sequence[Mapping[str, Any]], body: Any = None) -> InputError:
-    """One ``InputError`` for the errors of pydantic or FastAPI.
+def input_error(
+    errors: Sequence[Mapping[str, Any]], body: Any = None, *, placed: bool = False
+) -> InputError:
+    """One ``InputError`` for the errors of pydantic, or, with ``placed``, of FastAPI.
 
     ``body`` is the parsed JSON the errors are about: it tells the keys in an error's location
-    from the union tags and model names that pydantic mixes into it.
+    from the union tags and model names that pydantic mixes into it. FastAPI puts the place
+    (body, query, path) in front of each location.
     """
-    problems = [_problem(error, body) for error in errors[:MAX_PROBLEMS]]
+    found = [_problem(error, body, placed=placed) for error in errors[:MAX_PROBLEMS]]
     # The branches of a union each report the same field.
-    problems = list(dict.fromkeys(problems))
+    problems = list(dict.fromkeys(found))
     if len(errors) == 1:
         return InputError.of(problems[0].field, problems[0].message)
     return InputError(f"{len(errors)} problems with the request; see 'details'", problems)
 
 
-def _problem(error: Mapping[str, Any], body: Any) -> Problem:
+def _problem(error: Mapping[str, Any], body: Any, *, placed: bool) -> Problem:
     kind = error["type"]
     path = list(error["loc"])
-    place = path.pop(0) if path and path[0] in _PLACES else ""
-    if place == "body":
+    place = path.pop(0) if placed else "body"
+    if place == "body" and body is not None:
         path = _keys(path, body, keep_last=kind in ("missing", "extra_forbidden"))
     if kind.startswith("union_tag_"):
         path.append(str(error.get("ctx", {}).get("discriminator", "")).strip("'"))
     # An unknown name is the caller's own text: named only where it looks like a name.
     if kind == "extra_forbidden" and not _KNOWN_NAME(str(path[-1])):
         path.pop()
-    field = ".".join(str(step) for step in path) or place or "body"
+    field = ".".join(str(step) for step in path) or place
     if kind == "missing" and field == "body":
         return Problem("body", "A JSON body is required.")
     return Problem(field, _sentence(error))

@@ -31,7 +31,9 @@ Observer = Callable[[Scope, int, float], None]
 
 _log = logging.getLogger("authsvc.edge")
 _request_id = re.compile(rb"[A-Za-z0-9._\-]{1,128}").fullmatch
-_host_and_port = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/@\s]+)(?::[0-9]{1,5})?").fullmatch
+_host_and_port = re.compile(
+    rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._\-]*)(?::[0-9]{1,5})?"
+).fullmatch
 
 _ids: list[str] = []
 os.register_at_fork(after_in_child=_ids.clear)
@@ -129,7 +131,7 @@ class Edge:
             raise BadRequest("Exactly one Host header is allowed")
         if not self._any_host:
             found = _host_and_port(headers.get(b"host", b""))
-            host = found[1].decode("latin-1").lower() if found else ""
+            host = found[1].decode("ascii").lower() if found else ""
             if host not in self._hosts and not host.endswith(self._host_endings or ("\0",)):
                 raise BadRequest("This service does not answer for that Host")
 

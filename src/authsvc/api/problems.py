@@ -7,7 +7,7 @@ nothing that was not raised on purpose explains itself.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from pydantic_core import from_json, to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from authsvc import errors
 from authsvc.api.envelope import timestamp
@@ -58,7 +59,7 @@ _SENTENCES = {
 _REALM = 'Bearer realm="authsvc"'
 
 Headers = list[tuple[bytes, bytes]]
-Handler = Callable[[Request, Any], Awaitable[Response | None]]
+Handler = Callable[[Request, Any], Coroutine[Any, Any, Response]]
 
 
 def body_too_large(limit: int) -> HTTPException:
@@ -84,7 +85,7 @@ def status_of(error: Exception) -> int:
 def render(error: Exception, request_id: str, now: datetime) -> tuple[int, Headers, bytes]:
     """Status, headers and body of the answer to a request that ended in ``error``."""
     if isinstance(error, RequestValidationError):
-        error = input_error(error.errors(), error.body)
+        error = input_error(error.errors(), error.body, placed=True)
     status = status_of(error)
     headers: Headers = [(b"content-type", b"application/json")]
     details: list[dict[str, str]] = []
@@ -133,7 +134,14 @@ def _headers(error: errors.AuthsvcError) -> Headers:
     return made
 
 
-def exception_handlers(clock: Clock) -> dict[Any, Handler]:
+class _Silence(Response):
+    """The answer to a caller who has gone."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        return None
+
+
+def exception_handlers(clock: Clock) -> dict[int | type[Exception], Handler]:
     """For ``FastAPI(exception_handlers=...)``: every failure in the one shape.
 
     Unhandled exceptions are rendered here and logged by ``Edge``, which sees them next.
@@ -149,8 +157,8 @@ def exception_handlers(clock: Clock) -> dict[Any, Handler]:
         response.raw_headers = headers
         return response
 
-    async def nobody_listens(_request: Request, _error: ClientDisconnect) -> None:
-        return None
+    async def nobody_listens(_request: Request, _error: ClientDisconnect) -> Response:
+        return _Silence()
 
     return {
         errors.AuthsvcError: answer,

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, bindparam, insert, select
+from sqlalchemy import Row, and_, bindparam, insert, select
 
 from authsvc import models
-from authsvc.database import Transaction
-from authsvc.records import AuditEvent
+from authsvc.database import Database, Transaction
+from authsvc.records import EMPTY, AuditEvent, Stamp
 
 _event = models.audit_event
 _INSERT = insert(_event)
@@ -20,6 +20,34 @@ _AFTER = (
     .order_by(_event.c.seq)
     .limit(bindparam("most"))
 )
+
+
+_SINCE = (
+    select(models.tenant_head.c.revision, models.tenant_head.c.head, _event)
+    .outerjoin(
+        _event,
+        and_(
+            _event.c.tenant_id == models.tenant_head.c.tenant_id,
+            _event.c.seq > bindparam("after"),
+            _event.c.seq <= bindparam("until"),
+        ),
+    )
+    .where(models.tenant_head.c.tenant_id == bindparam("tenant"))
+    .order_by(_event.c.seq)
+)
+
+
+async def events_since(
+    database: Database, tenant_id: UUID, revision: int, most: int
+) -> tuple[Stamp, list[AuditEvent]]:
+    """The tenant's state and at most ``most`` events after a revision, in one statement."""
+    rows = await database.rows(
+        _SINCE, {"tenant": tenant_id, "after": revision, "until": revision + most}
+    )
+    if not rows:
+        return EMPTY, []
+    stamp = Stamp(rows[0].revision, rows[0].head)
+    return stamp, [event_of(row) for row in rows if row.seq is not None]
 
 
 def event_of(row: Row[Any]) -> AuditEvent:

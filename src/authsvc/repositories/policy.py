@@ -82,14 +82,30 @@ def _tagged(kind: str, **columns: Any) -> Select[Any]:
     return select(literal(kind, String).label("kind"), *labelled)
 
 
+def _head_part() -> Select[Any]:
+    head = models.tenant_head
+    return _tagged("head", id=head.c.revision, head=head.c.head).where(head.c.tenant_id == _tenant)
+
+
+def _members_part() -> Select[Any]:
+    member = models.membership
+    return _tagged(
+        "member",
+        text=member.c.user_id,
+        id=member.c.role_id,
+        scope=member.c.scope,
+        not_before=member.c.not_before,
+        expires_at=member.c.expires_at,
+    ).where(member.c.tenant_id == _tenant, one_of(member.c.user_id, _names))
+
+
 @cache
 def _statement(start: Start, some_grants_only: bool) -> CompoundSelect[Any]:
-    role, edge, grant, member, head = (
+    role, edge, grant, member = (
         models.role,
         models.role_parent,
         models.role_permission,
         models.membership,
-        models.tenant_head,
     )
     if start is Start.USERS:
         roots = select(member.c.role_id.label("id")).where(
@@ -118,7 +134,7 @@ def _statement(start: Start, some_grants_only: bool) -> CompoundSelect[Any]:
     if some_grants_only:
         grants = grants.where(one_of(grant.c.permission, _wanted))
     parts = [
-        _tagged("head", id=head.c.revision, head=head.c.head).where(head.c.tenant_id == _tenant),
+        _head_part(),
         _tagged("role", id=role.c.id, text=role.c.name)
         .join(reached, role.c.id == reached.c.id)
         .where(role.c.tenant_id == _tenant),
@@ -128,17 +144,59 @@ def _statement(start: Start, some_grants_only: bool) -> CompoundSelect[Any]:
         grants,
     ]
     if start is Start.USERS:
-        parts.append(
-            _tagged(
-                "member",
-                text=member.c.user_id,
-                id=member.c.role_id,
-                scope=member.c.scope,
-                not_before=member.c.not_before,
-                expires_at=member.c.expires_at,
-            ).where(member.c.tenant_id == _tenant, one_of(member.c.user_id, _names))
-        )
+        parts.append(_members_part())
     return union_all(*parts)
+
+
+class Load(Enum):
+    """Which roles are read along with the memberships of some users."""
+
+    NONE = "no role"
+    NAMED = "the roles with these names"
+    ALL = "every role of the tenant"
+
+
+@cache
+def _load_statement(roles: Load) -> CompoundSelect[Any]:
+    role, edge, grant = models.role, models.role_parent, models.role_permission
+    parts = [_head_part(), _members_part()]
+    if roles is not Load.NONE:
+        part_roles = _tagged("role", id=role.c.id, text=role.c.name).where(
+            role.c.tenant_id == _tenant
+        )
+        part_edges = _tagged("edge", id=edge.c.role_id, other_id=edge.c.parent_id).where(
+            edge.c.tenant_id == _tenant
+        )
+        part_grants = _tagged("grant", id=grant.c.role_id, text=grant.c.permission).where(
+            grant.c.tenant_id == _tenant
+        )
+        if roles is Load.NAMED:
+            chosen = one_of(role.c.name, _wanted)
+            ids = select(role.c.id).where(role.c.tenant_id == _tenant, chosen)
+            part_roles = part_roles.where(chosen)
+            part_edges = part_edges.where(edge.c.role_id.in_(ids))
+            part_grants = part_grants.where(grant.c.role_id.in_(ids))
+        parts += [part_roles, part_edges, part_grants]
+    return union_all(*parts)
+
+
+_MANY_USERS = 200
+
+
+async def load_policy(
+    database: Database,
+    tenant_id: UUID,
+    users: Iterable[str],
+    roles: Load,
+    role_names: Iterable[str] = (),
+) -> Policy:
+    """What is to be remembered, in one statement: these users' memberships, and these roles."""
+    names = sorted(users)
+    parameters: dict[str, Any] = {"tenant": tenant_id, "names": names}
+    if roles is Load.NAMED:
+        parameters["wanted"] = sorted(role_names)
+    large = roles is Load.ALL or len(names) > _MANY_USERS
+    return _assemble(await database.rows(_load_statement(roles), parameters, large=large))
 
 
 def _assemble(rows: Iterable[Row[Any]]) -> Policy:
@@ -190,10 +248,10 @@ async def read_policy(
     grants: Iterable[str] | None = None,
 ) -> Policy:
     """Read outside of any transaction. ``grants``: which to read, None for all of them."""
-    rows = await database.rows(
-        _statement(start, grants is not None), _parameters(tenant_id, names, grants)
-    )
-    return _assemble(rows)
+    parameters = _parameters(tenant_id, names, grants)
+    statement = _statement(start, grants is not None)
+    large = len(parameters["names"]) > _MANY_USERS
+    return _assemble(await database.rows(statement, parameters, large=large))
 
 
 class Policies:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -13,17 +12,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from authsvc import models
 from authsvc.database import Database, Transaction
+from authsvc.decision_cache import Credential
 from authsvc.records import EMPTY, ClientKey, Stamp, Tenant
-
-
-@dataclass(frozen=True, slots=True)
-class Credential:
-    """A stored client key, the state of its tenant, and the instant the tenant was disabled."""
-
-    key: ClientKey
-    stamp: Stamp
-    disabled_at: datetime | None
-
 
 _BY_DIGEST: Select[Any] = (
     select(

@@ -7,9 +7,10 @@ from datetime import datetime
 
 from authsvc.credentials import digest_of, parse_client_key
 from authsvc.database import Database
+from authsvc.decision_cache import Credential
 from authsvc.errors import Forbidden, Unauthorized
 from authsvc.records import COVERED_BY, EMPTY, SCOPES, Caller
-from authsvc.repositories.tenants import Credential, find_credential
+from authsvc.repositories.tenants import find_credential
 
 
 def presented_key(authorization: Sequence[str]) -> str:
@@ -42,7 +43,9 @@ def caller_of(credential: Credential, digest: bytes, now: datetime) -> Caller:
     if credential.disabled_at is not None:
         raise Forbidden("This tenant is disabled: ask its operator", "tenant_disabled")
     key = credential.key
-    return Caller(key.tenant_id, key.id, digest, key.scopes, credential.stamp)
+    return Caller(
+        key.tenant_id, key.id, digest, key.scopes, credential.stamp, expires_at=key.expires_at
+    )
 
 
 async def authenticate(
@@ -55,6 +58,13 @@ async def authenticate(
     """
     digest = digest_of(presented_key(authorization))
     credential = await find_credential(database, digest)
+    return resolve(credential, digest, now, registration_open=registration_open)
+
+
+def resolve(
+    credential: Credential | None, digest: bytes, now: datetime, *, registration_open: bool
+) -> Caller:
+    """The caller behind what was found, or not, of a well-formed key."""
     if credential is not None:
         return caller_of(credential, digest, now)
     if not registration_open:

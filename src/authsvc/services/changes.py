@@ -94,9 +94,12 @@ async def lock_tenant(tx: Transaction, tenant_id: UUID) -> Stamp:
 async def recheck(tx: Transaction, caller: Caller, stamp: Stamp, now: datetime) -> None:
     """Make sure the caller may still write, now that nothing can change meanwhile.
 
-    Nothing needs to be read when the tenant is as it was when the caller was authenticated.
+    Nothing needs to be read when the tenant is as it was when the caller was authenticated; only
+    the credential's own end may have come since.
     """
     if stamp == caller.stamp:
+        if caller.expires_at is not None and now >= caller.expires_at:
+            raise Unauthorized(sent=True)
         return
     credential = await Tenants(tx).credential(caller.digest)
     if credential is None:

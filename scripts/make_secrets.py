@@ -1,0 +1,50 @@
+"""Fill ./secrets/ with the generated secrets of docker-compose.yml; what is there is kept.
+
+The folder is its owner's alone (0700). The files in it can be read by all (0444), because Compose
+mounts each into its container as it is, where a user with another number has to read it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+TOP = Path(__file__).parents[1]
+FOLDER = TOP / "secrets"
+
+
+def _password() -> str:
+    return secrets.token_urlsafe(32)
+
+
+def _client_key() -> str:
+    return str(uuid.uuid4())
+
+
+MADE: dict[str, Callable[[], str]] = {
+    "postgresql_superuser_password": _password,
+    "postgresql_owner_password": _password,
+    "postgresql_app_password": _password,
+    "client_key": _client_key,
+}
+
+
+def main() -> None:
+    """Make what is missing; show names, never values."""
+    FOLDER.mkdir(mode=0o700, exist_ok=True)
+    FOLDER.chmod(0o700)
+    for name, make in MADE.items():
+        path = FOLDER / name
+        if path.exists():
+            print(f"kept  secrets/{name}")
+            continue
+        path.write_text(make() + "\n")
+        path.chmod(0o444)
+        print(f"made  secrets/{name}")
+    print("The client key of the tenant 'default' is in secrets/client_key.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""What is remembered of tenants: the inputs of decisions, never answers. Pure.
+
+A ``TenantState`` is true exactly at its stamp. It moves forward by the audit events that follow
+the stamp, which say which users and roles to forget; where they cannot, everything goes. Memory
+is bounded in bytes by two generations: what is used moves into the fresh one, and when that is
+full the aged one is dropped and the fresh one ages. docs/caching.md has the reasons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from authsvc import decision
+from authsvc.audit_chain import first_broken, read_payload
+from authsvc.records import AuditEvent, ClientKey, Membership, Stamp
+from authsvc.role_graph import RoleGraph, RoleNode, covering
+
+MOST_EVENTS = 1000
+"""Further behind than this, a tenant is forgotten as a whole."""
+
+# Rough sizes in bytes, measured with many users; what counts is that they are not too small.
+_USER_BYTES = 170
+_MEMBERSHIP_BYTES = 200
+_ROLE_BYTES = 600
+_GRANT_BYTES = 130
+_TENANT_BYTES = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A stored client key, the state of its tenant, and the instant the tenant was disabled."""
+
+    key: ClientKey
+    stamp: Stamp
+    disabled_at: datetime | None
+
+
+class RoleSet:
+    """The roles of all users who hold just these, everywhere and always: shared between them."""
+
+    __slots__ = ("_graph", "_permissions", "role_ids")
+
+    def __init__(self, role_ids: tuple[int, ...]) -> None:
+        self.role_ids = role_ids
+        self._graph: RoleGraph | None = None
+        self._permissions: frozenset[str] = frozenset()
+
+    def permissions(self, graph: RoleGraph) -> frozenset[str]:
+        """Every grant that reaches these roles in this graph; computed once for each graph."""
+        if graph is not self._graph:
+            self._permissions = frozenset().union(*map(graph.effective, self.role_ids))
+            self._graph = graph
+        return self._permissions
+
+
+Held = RoleSet | tuple[Membership, ...]
+"""What a user holds: a shared role set, or memberships of which some are bound."""
+
+
+class TenantState:
+    """What is known of one tenant at its stamp.
+
+    ``graph`` is the whole role graph but for the roles named in ``dirty``, or None before it was
+    loaded. ``known_at`` is the number of gate reads that had started when the stamp was learnt.
+    """
+
+    __slots__ = (
+        "aged", "credentials", "dirty", "fresh", "generation", "graph", "known_at", "role_sets",
+        "stamp",
+    )  # fmt: skip
+
+    def __init__(self, stamp: Stamp, known_at: int) -> None:
+        self.stamp = stamp
+        self.known_at = known_at
+        self.forget()
+        self.generation = -1
+
+    def forget(self) -> None:
+        """Forget everything but the stamp."""
+        self.graph: RoleGraph | None = None
+        self.dirty: set[str] = set()
+        self.fresh: dict[str, Held] = {}
+        self.aged: dict[str, Held] = {}
+        self.role_sets: dict[tuple[int, ...], RoleSet] = {}
+        self.credentials: dict[bytes, Credential] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether the role graph can be decided with."""
+        return self.graph is not None and not self.dirty
+
+    def follow(
+        self, tenant_id: UUID, events: Sequence[AuditEvent], to: Stamp, known_at: int
+    ) -> None:
+        """Move to another stamp by the events between the two; what they touch is forgotten.
+
+        Everything is forgotten unless the events lead from this stamp to that one exactly.
+        """
+        between = to.revision - self.stamp.revision
+        if not 0 < between <= MOST_EVENTS or first_broken(tenant_id, self.stamp, events, to):
+            self.forget()
+        else:
+            for event in events:
+                self._touch(read_payload(event))
+        self.stamp = to
+        self.known_at = known_at
+
+    def _touch(self, payload: dict[str, Any]) -> None:
+        kind, name = payload["entity_type"], payload["entity_id"]
+        if kind in ("membership", "user"):
+            self.fresh.pop(name, None)
+            self.aged.pop(name, None)
+        elif kind in ("role", "role_parent"):
+            self.dirty.add(name)
+        elif kind == "permission":
+            self.dirty.add(payload["details"]["role"])
+        elif kind == "key":
+            self.credentials.clear()
+        else:
+            self.forget()
+
+    def install_roles(self, nodes: Iterable[RoleNode], *, whole: bool) -> None:
+        """Take in the whole role graph, or what the dirty roles have become (perhaps nothing)."""
+        if whole or self.graph is None:
+            self.graph = RoleGraph(nodes)
+        else:
+            kept = [node for node in self.graph.nodes.values() if node.name not in self.dirty]
+            self.graph = RoleGraph([*kept, *nodes])
+        self.dirty = set()
+
+    def held_by(self, memberships: Sequence[Membership]) -> Held:
+        """The form in which a user's memberships are kept."""
+        if any(m.scope or m.not_before or m.expires_at for m in memberships):
+            return tuple(memberships)
+        role_ids = tuple(sorted(m.role_id for m in memberships))
+        shared = self.role_sets.get(role_ids)
+        if shared is None:
+            shared = self.role_sets[role_ids] = RoleSet(role_ids)
+        return shared
+
+    def memberships_of(self, user: str, held: Held) -> list[Membership]:
+        """What the user holds, as memberships of roles that still exist."""
+        if isinstance(held, RoleSet):
+            held = tuple(Membership(user, i, "", None, None) for i in held.role_ids)
+        graph = self.graph or RoleGraph()
+        return [m for m in held if m.role_id in graph.nodes]
+
+
+def allowed(
+    held: Held, graph: RoleGraph, permission: str, scope: str | None, now: datetime
+) -> bool:
+    """The decision about what a user holds; equal to ``decision.allowed`` by construction."""
+    if isinstance(held, RoleSet):
+        permissions = held.permissions(graph)
+        return permission in permissions or not permissions.isdisjoint(covering(permission))
+    return decision.allowed(held, graph, permission, scope, now)
+
+
+class DecisionCache:
+    """All tenants' states, bounded in bytes."""
+
+    def __init__(self, megabytes: int) -> None:
+        self._half = megabytes * 1024 * 1024 // 2
+        self._tenants: dict[UUID, TenantState] = {}
+        self._generation = 0
+        self._fresh_bytes = 0
+        self._owners: dict[bytes, UUID] = {}
+
+    def state(self, tenant_id: UUID) -> TenantState | None:
+        """What is remembered of a tenant, at whatever stamp."""
+        state = self._tenants.get(tenant_id)
+        if state is not None and state.generation != self._generation:
+            self._keep(state)
+        return state
+
+    def begin(self, tenant_id: UUID, stamp: Stamp, known_at: int) -> TenantState:
+        """An empty state for a tenant nothing is remembered of."""
+        state = self._tenants[tenant_id] = TenantState(stamp, known_at)
+        self._keep(state)
+        return state
+
+    def drop(self, tenant_id: UUID) -> None:
+        """Forget a tenant."""
+        self._tenants.pop(tenant_id, None)
+
+    def held(self, state: TenantState, user: str) -> Held | None:
+        """What a user holds, if it is remembered; using it keeps it."""
+        found = state.fresh.get(user)
+        if found is None and (found := state.aged.pop(user, None)) is not None:
+            self._put(state, user, found)
+        return found
+
+    def install_user(
+        self, state: TenantState, user: str, memberships: Sequence[Membership]
+    ) -> None:
+        """Remember what a user holds at the state's stamp (perhaps nothing)."""
+        self._put(state, user, state.held_by(memberships))
+
+    def install_roles(self, state: TenantState, nodes: Iterable[RoleNode], *, whole: bool) -> None:
+        """As ``TenantState.install_roles``, counted."""
+        state.install_roles(nodes, whole=whole)
+        if whole:
+            self._grow(_graph_bytes(state))
+
+    def owner(self, digest: bytes) -> UUID | None:
+        """Whose key this was when it was last seen; the tenant's state says whether it still is."""
+        return self._owners.get(digest)
+
+    def install_credential(self, state: TenantState, digest: bytes, credential: Credential) -> None:
+        """Remember a key at the state's stamp."""
+        state.credentials[digest] = credential
+        self._owners[digest] = credential.key.tenant_id
+        self._grow(_USER_BYTES + _MEMBERSHIP_BYTES)
+
+    def _put(self, state: TenantState, user: str, held: Held) -> None:
+        state.fresh[user] = held
+        own = _MEMBERSHIP_BYTES * len(held) if isinstance(held, tuple) else 0
+        self._grow(_USER_BYTES + len(user) + own)
+
+    def _keep(self, state: TenantState) -> None:
+        state.generation = self._generation
+        self._grow(_TENANT_BYTES + _graph_bytes(state))
+
+    def _grow(self, size: int) -> None:
+        self._fresh_bytes += size
+        if self._fresh_bytes > self._half:
+            self._age()
+
+    def _age(self) -> None:
+        """Drop what was not used since the last time, and start a new generation."""
+        self._generation += 1
+        self._fresh_bytes = 0
+        kept: dict[UUID, TenantState] = {}
+        for tenant_id, state in self._tenants.items():
+            if state.generation == self._generation - 1:
+                state.aged, state.fresh = state.fresh, {}
+                state.role_sets = {}
+                kept[tenant_id] = state
+        self._tenants = kept
+        self._owners = {
+            digest: tenant_id for tenant_id, state in kept.items() for digest in state.credentials
+        }
+
+
+def _graph_bytes(state: TenantState) -> int:
+    if state.graph is None:
+        return 0
+    grants = sum(len(node.grants) for node in state.graph.nodes.values())
+    return _ROLE_BYTES * len(state.graph.nodes) + _GRANT_BYTES * grants

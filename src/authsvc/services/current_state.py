@@ -1,0 +1,154 @@
+"""Tenants' states as of now: remembered, made sure of by the gate, loaded where missing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable
+from datetime import datetime
+from uuid import UUID
+from weakref import WeakValueDictionary
+
+from authsvc.database import Database
+from authsvc.decision_cache import MOST_EVENTS, Credential, DecisionCache, Held, TenantState
+from authsvc.errors import Busy
+from authsvc.records import Stamp
+from authsvc.repositories.audit import events_since
+from authsvc.repositories.policy import Load, load_policy
+from authsvc.repositories.tenants import find_credential
+from authsvc.revision_gate import Gate
+
+_ATTEMPTS = 20
+_LOADS = 4
+
+
+class CurrentState:
+    """The one place where what is remembered meets what is true.
+
+    A request first learns its tenant's stamp from the gate, by a read that started after the
+    request came; from then on it answers from a state at that stamp or a later one.
+    """
+
+    def __init__(self, database: Database, gate: Gate, cache: DecisionCache) -> None:
+        self.database = database
+        self._gate = gate
+        self._cache = cache
+        self._loading: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
+
+    async def credential(self, digest: bytes) -> tuple[Credential | None, datetime | None]:
+        """The key with this digest, as it is now, and the gate's instant where it was asked.
+
+        That there is none is never remembered.
+        """
+        tenant_id = self._cache.owner(digest)
+        if tenant_id is not None:
+            state, now = await self.state(tenant_id)
+            known = state.credentials.get(digest)
+            if known is not None:
+                return Credential(known.key, state.stamp, known.disabled_at), now
+        found = await find_credential(self.database, digest)
+        if found is not None:
+            tenant_id = found.key.tenant_id
+            state, now = await self.state(tenant_id)
+            # Only what is as new as the state may be remembered with it.
+            if state.stamp == found.stamp:
+                self._cache.install_credential(state, digest, found)
+            return found, now
+        return None, None
+
+    async def state(self, tenant_id: UUID) -> tuple[TenantState, datetime]:
+        """The tenant's state now, and the instant the gate read it."""
+        for _ in range(_ATTEMPTS):
+            now = await self._gate.current(tenant_id)
+            state = self._cache.state(tenant_id)
+            if state is None:
+                state = self._cache.begin(tenant_id, now.stamp, now.read)
+            if state.stamp == now.stamp or await self._follow(
+                tenant_id, state, now.stamp, now.read
+            ):
+                return state, now.at
+        raise Busy("This tenant is changing too fast to be read; ask again")
+
+    async def _follow(self, tenant_id: UUID, state: TenantState, found: Stamp, read: int) -> bool:
+        """Bring a state to what a read found, or to something later; False: ask the gate again.
+
+        A read that found an earlier revision may merely have begun before the state was learnt.
+        If it began after that, the tenant went back (a restored database, a promoted standby that
+        lost its tail), and nothing that was learnt before is true.
+        """
+        if found.revision <= state.stamp.revision:
+            if found.revision < state.stamp.revision and read <= state.known_at:
+                return False
+            state.forget()
+            state.stamp, state.known_at = found, read
+            return True
+        start = state.stamp
+        if found.revision - start.revision > MOST_EVENTS:
+            state.follow(tenant_id, (), found, self._gate.reads)
+            return True
+        to, events = await events_since(self.database, tenant_id, start.revision, MOST_EVENTS)
+        if state.stamp != start:
+            # Another request moved it meanwhile: whether that is enough, the gate must say.
+            return state.stamp == found
+        if to.revision < found.revision:
+            return False
+        state.follow(tenant_id, events, to, self._gate.reads)
+        return True
+
+    async def holdings(
+        self, tenant_id: UUID, users: Collection[str], since: Stamp
+    ) -> tuple[TenantState, dict[str, Held]] | None:
+        """A complete state and what these users hold in it, all at ``state.stamp``.
+
+        ``since`` is a stamp that this request has had from the gate already: a state that is
+        still there needs no second question. Between this and the next ``await`` nothing of the
+        state can move. None when the tenant changes faster than it can be loaded.
+        """
+        state = self._cache.state(tenant_id)
+        for _ in range(_LOADS):
+            if state is None or state.stamp != since:
+                state, _at = await self.state(tenant_id)
+            held = self._remembered(state, users)
+            if not state.complete or len(held) != len(users):
+                missing = [user for user in users if user not in held]
+                since = await self._load(tenant_id, state, missing)
+                held = self._remembered(state, users)
+            if state.complete and len(held) == len(users):
+                return state, held
+        return None
+
+    def _remembered(self, state: TenantState, users: Iterable[str]) -> dict[str, Held]:
+        held = ((user, self._cache.held(state, user)) for user in users)
+        return {user: found for user, found in held if found is not None}
+
+    async def _load(self, tenant_id: UUID, state: TenantState, users: Collection[str]) -> Stamp:
+        """Load what is missing and install it, if it is of the state's own stamp by then.
+
+        Roles are loaded by one request at a time, so that a tenant's graph is not read as often as
+        there are requests waiting for it. Returns the stamp that was loaded.
+        """
+        if state.complete:
+            return await self._load_with(tenant_id, state, users)
+        lock = self._loading.get(tenant_id)
+        if lock is None:
+            lock = self._loading[tenant_id] = asyncio.Lock()
+        async with lock:
+            return await self._load_with(tenant_id, state, users)
+
+    async def _load_with(
+        self, tenant_id: UUID, state: TenantState, users: Collection[str]
+    ) -> Stamp:
+        roles = Load.ALL if state.graph is None else Load.NAMED if state.dirty else Load.NONE
+        dirty = frozenset(state.dirty)
+        loaded = await load_policy(self.database, tenant_id, users, roles, dirty)
+        if loaded.stamp.revision > state.stamp.revision:
+            await self._follow(tenant_id, state, loaded.stamp, self._gate.reads)
+        if loaded.stamp != state.stamp:
+            return loaded.stamp
+        # The state may have come to this stamp after the load began, with other roles to reload,
+        # or with none left at all.
+        named = roles is Load.NAMED and state.graph is not None and state.dirty <= dirty
+        if roles is Load.ALL or named:
+            self._cache.install_roles(state, loaded.graph.nodes.values(), whole=roles is Load.ALL)
+        for user in users:
+            self._cache.install_user(state, user, loaded.memberships.get(user, ()))
+        return loaded.stamp
