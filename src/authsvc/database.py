@@ -48,6 +48,8 @@ T = TypeVar("T")
 
 LOCK_SECONDS = 2
 """How long a write waits for another process's lock before it is refused as busy."""
+IDLE_SECONDS = 2
+"""How long a write may hold its tenant's lock without saying anything to PostgreSQL."""
 QUEUE_SECONDS = 10
 """How long a write waits for this process's own writers before it is refused as busy."""
 STATEMENT_SECONDS = 30
@@ -57,7 +59,7 @@ STATEMENT_SECONDS = 30
 _BEGIN_WRITE = text(
     "SELECT set_config('synchronous_commit', 'on', true),"
     f" set_config('lock_timeout', '{LOCK_SECONDS}s', true),"
-    " set_config('idle_in_transaction_session_timeout', '2s', true)"
+    " set_config('idle_in_transaction_session_timeout', :idle, true)"
 )
 _IN_RECOVERY = text("SELECT pg_is_in_recovery()")
 
@@ -307,17 +309,24 @@ class Database:
                 connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
                 return (await connection.execute(statement, parameters)).fetchall()
 
-    async def write(self, tenant: Hashable, work: Callable[[Transaction], Awaitable[T]]) -> T:
+    async def write(
+        self,
+        tenant: Hashable,
+        work: Callable[[Transaction], Awaitable[T]],
+        *,
+        idle_seconds: int = IDLE_SECONDS,
+    ) -> T:
         """Run ``work`` in one transaction and commit it; its result is the answer.
 
         Writers of one tenant queue here in memory, before any of them takes a connection. Once
         begun, a write runs to its end whoever stops waiting for it, so that a request that is
-        cancelled leaves it whole or absent.
+        cancelled leaves it whole or absent. ``idle_seconds`` is how long ``work`` may think between
+        two statements before PostgreSQL ends the transaction and lets the next writer go on.
 
         Raises Busy, ReadOnly or Unavailable when nothing was written, OutcomeUnknown when the
         answer to the COMMIT was lost, and whatever ``work`` raises.
         """
-        task = asyncio.ensure_future(self._write(tenant, work))
+        task = asyncio.ensure_future(self._write(tenant, work, idle_seconds))
         self._pending.add(task)
         task.add_done_callback(self._settled)
         return await asyncio.shield(task)
@@ -327,7 +336,9 @@ class Database:
         if not task.cancelled():
             task.exception()  # read here, since a caller that went away never will
 
-    async def _write(self, tenant: Hashable, work: Callable[[Transaction], Awaitable[T]]) -> T:
+    async def _write(
+        self, tenant: Hashable, work: Callable[[Transaction], Awaitable[T]], idle_seconds: int
+    ) -> T:
         key = "the file" if self.is_sqlite else tenant
         lock = self._locks.get(key)
         if lock is None:
@@ -340,16 +351,19 @@ class Database:
         try:
             with refusals():
                 async with self.writer.connect() as connection:
-                    return await self._run(connection, work)
+                    return await self._run(connection, work, idle_seconds)
         finally:
             lock.release()
 
     async def _run(
-        self, connection: AsyncConnection, work: Callable[[Transaction], Awaitable[T]]
+        self,
+        connection: AsyncConnection,
+        work: Callable[[Transaction], Awaitable[T]],
+        idle_seconds: int,
     ) -> T:
         transaction = Transaction(connection)
         if not self.is_sqlite:
-            await transaction.execute(_BEGIN_WRITE)
+            await transaction.execute(_BEGIN_WRITE, {"idle": f"{idle_seconds}s"})
         result = await work(transaction)
         if transaction.failed:
             await connection.rollback()

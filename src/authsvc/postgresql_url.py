@@ -173,7 +173,7 @@ class _Reader:
         if not text:
             names = parameters["host"].split(",") if "host" in parameters else []
             ports = parameters["port"].split(",") if "port" in parameters else []
-            if ports and len(ports) not in (1, len(names)):
+            if ports and (not names or len(ports) not in (1, len(names))):
                 raise self.error("'port' needs 'host', and one port in all or one for each host")
             if len(ports) == 1:
                 ports *= len(names)

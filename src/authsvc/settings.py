@@ -312,8 +312,8 @@ class Settings(BaseSettings):
         if isinstance(self._database, SqliteFile):
             idle = [
                 _env(name)
-                for name in ("postgresql_password", "postgresql_pgbouncer", "postgresql_pool_size")
-                if name in self.model_fields_set
+                for name in type(self).model_fields
+                if name.startswith("postgresql_") and name in self.model_fields_set
             ]
             if idle:
                 yield f"{', '.join(idle)}: without effect, because the database is a SQLite file"

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from authsvc.api.check_answer import check_body
 from authsvc.api.dependencies import (
     CheckCaller,
     ScopeQuery,
@@ -21,6 +22,8 @@ from authsvc.schemas import answers
 from authsvc.schemas.checks import CheckBody, why_schema
 from authsvc.schemas.names import PermissionName, UserName
 from authsvc.services.checks import Answer, Question, check_now, explain_now
+
+JSON = "application/json"
 
 router = APIRouter(prefix="/api", route_class=contract_route(admit))
 
@@ -50,7 +53,7 @@ async def _single(
         data = _why(explained[0])
     else:
         answered, stamp = await check_now(service.current, caller, [question], now)
-        data = {"has_permission": answered[0]}
+        return Response(check_body(answered[0], stamp.revision, now), media_type=JSON)
     return answer(data, "Answered", stamp.revision, now)
 
 

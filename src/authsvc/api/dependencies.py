@@ -12,7 +12,7 @@ from fastapi.security.http import HTTPAuthorizationCredentials
 
 from authsvc.clock import Clock
 from authsvc.credentials import digest_of
-from authsvc.database import Database
+from authsvc.database import IDLE_SECONDS, Database
 from authsvc.records import LIST_MAX, Caller, Change, Page
 from authsvc.schemas.names import ScopeName, strict_names
 from authsvc.services.authentication import presented_key, require_scope, resolve
@@ -79,6 +79,8 @@ class Service:
             lambda tx: apply_changes(
                 tx, caller, changes, self.clock(), dry_run=dry_run, paths=in_list
             ),
+            # A long list takes a moment to be worked out, and longer on a busy machine.
+            idle_seconds=IDLE_SECONDS + len(changes) // 1000,
         )
 
 

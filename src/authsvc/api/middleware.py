@@ -51,6 +51,11 @@ def new_request_id() -> str:
     return _ids.pop()
 
 
+def request_id_of(sent: bytes | None, new_id: Callable[[], str] = new_request_id) -> str:
+    """The id a request was sent with, if it is a fit one, else a new one."""
+    return sent.decode("ascii") if sent and _request_id(sent) else new_id()
+
+
 class ResponseCutShort(RuntimeError):
     """An answer failed after it had begun; the server must close the connection."""
 
@@ -97,8 +102,7 @@ class Edge:
             return
         began = time.perf_counter() if self._observe is not None else 0.0
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        sent_id = headers.get(b"x-request-id")
-        request_id = sent_id.decode("ascii") if sent_id and _request_id(sent_id) else self._new_id()
+        request_id = request_id_of(headers.get(b"x-request-id"), self._new_id)
         state = scope.get("state")
         scope["state"] = (
             {**state, "request_id": request_id} if state else {"request_id": request_id}

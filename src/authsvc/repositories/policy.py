@@ -67,7 +67,10 @@ _wanted = bindparam("wanted", type_=TextList)
 
 
 def _tagged(kind: str, **columns: Any) -> Select[Any]:
-    """One part of the union; what a part does not have is NULL of the right type."""
+    """One part of the union; what a part does not have is NULL of the right type.
+
+    Only the NULLs are cast: on SQLite a cast to DATETIME keeps no more of an instant than its year.
+    """
     blank: dict[str, ColumnElement[Any]] = {
         "text": cast(null(), Text),
         "id": cast(null(), BigInteger),
@@ -77,7 +80,7 @@ def _tagged(kind: str, **columns: Any) -> Select[Any]:
         "expires_at": cast(null(), UtcDateTime),
         "head": cast(null(), LargeBinary),
     }
-    parts = blank | {name: cast(value, blank[name].type) for name, value in columns.items()}
+    parts = blank | columns
     labelled: list[Any] = [value.label(name) for name, value in parts.items()]
     return select(literal(kind, String).label("kind"), *labelled)
 

@@ -55,6 +55,22 @@ class CurrentState:
             return found, now
         return None, None
 
+    async def glance(self, digest: bytes) -> tuple[TenantState, Credential, datetime] | None:
+        """The state and the key behind a digest, if memory holds both as they are now."""
+        tenant_id = self._cache.owner(digest)
+        if tenant_id is None:
+            return None
+        now = await self._gate.current(tenant_id)
+        state = self._cache.state(tenant_id)
+        if state is None or state.stamp != now.stamp:
+            return None
+        known = state.credentials.get(digest)
+        return None if known is None else (state, known, now.at)
+
+    def remembered(self, state: TenantState, user: str) -> Held | None:
+        """What a user holds in a state, if it is remembered."""
+        return self._cache.held(state, user)
+
     async def state(self, tenant_id: UUID) -> tuple[TenantState, datetime]:
         """The tenant's state now, and the instant the gate read it."""
         for _ in range(_ATTEMPTS):

@@ -1,0 +1,585 @@
+"""The command as people run it: processes of their own, with a home and nothing else around them.
+
+Everything that any of them prints is searched for the secrets they were given, and so are their
+command lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from authsvc import __version__
+from authsvc.credentials import digest_of
+from services import PostgresServer
+
+PATIENCE_SECONDS = 60.0
+COMMAND = str(Path(sys.executable).with_name("authsvc"))
+
+FIRST_KEY = "8f14e45f-ceea-467f-a0e6-3d5b1f2c7a01"
+SECOND_KEY = "c9f0f895-fb98-4b91-92f5-0c6d8e4a1b02"
+PASSWORD = "S3cret/of:the@database%"
+SECRETS = (FIRST_KEY, SECOND_KEY, PASSWORD)
+
+
+def free_port() -> int:
+    """A port nobody uses at the moment."""
+    with socket.socket() as tried:
+        tried.bind(("127.0.0.1", 0))
+        return int(tried.getsockname()[1])
+
+
+def eventually(condition: Callable[[], object], what: str) -> None:
+    """Wait until something holds, or fail saying what did not."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < until, f"not within {PATIENCE_SECONDS} s: {what}"
+        time.sleep(0.05)
+
+
+def command_lines(pid: int) -> str:
+    """The command line of a process and of its children, as any user of the machine sees them."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    pids = [pid, *map(int, children.read_text().split() if children.exists() else ())]
+    lines = [Path(f"/proc/{one}/cmdline") for one in pids]
+    return "\n".join(line.read_bytes().decode() for line in lines if line.exists())
+
+
+@dataclass
+class Finished:
+    """A command that has ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def sentence(self) -> str:
+        """The one line of an expected failure."""
+        assert self.out == ""
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("authsvc: ")
+        return lines[0].removeprefix("authsvc: ")
+
+
+@dataclass
+class Serving:
+    """A server that is up, and what it prints."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+    http: httpx.Client = field(repr=False)
+
+    @property
+    def printed(self) -> str:
+        return self.log.read_text()
+
+    def ask(self, path: str, key: str | None = None, method: str = "GET") -> httpx.Response:
+        """One request, with a client key if it needs one."""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return self.http.request(method, f"{self.url}{path}", headers=headers)
+
+
+@dataclass
+class Home:
+    """A home folder, in which commands find their ``.env`` and their SQLite file."""
+
+    path: Path
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def database(self) -> Path:
+        return self.path / ".auth.sqlite3"
+
+    def environment(self, settings: dict[str, str]) -> dict[str, str]:
+        """What a command gets: no more than a home, a path and its settings."""
+        return {"HOME": str(self.path), "PATH": os.environ["PATH"]} | self.settings | settings
+
+    def begin(self, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
+        """Start a command."""
+        return subprocess.Popen(
+            [COMMAND, *arguments],
+            cwd=self.path,
+            env=self.environment(settings),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def run(self, *arguments: str, **settings: str) -> Finished:
+        """Run a command to its end."""
+        return ended(self.begin(*arguments, **settings))
+
+    def json(self, *arguments: str, **settings: str) -> Any:
+        """What a successful command prints with ``--json``."""
+        done = self.run(*arguments, "--json", **settings)
+        assert (done.status, done.err) == (0, "")
+        return json.loads(done.out)
+
+    @contextmanager
+    def serving(self, **settings: str) -> Iterator[Serving]:
+        """A server that answers, stopped at the end."""
+        port = free_port()
+        log = self.path / f"log-{port}"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [COMMAND, "serve"],
+                cwd=self.path,
+                env=self.environment({"AUTH_SERVER_PORT": str(port)} | settings),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
+        try:
+            with httpx.Client(trust_env=False, timeout=PATIENCE_SECONDS) as http:
+                server = Serving(process, f"http://127.0.0.1:{port}", log, http)
+                eventually(lambda: answers(server), "the server answers")
+                shown = command_lines(process.pid)
+                assert "authsvc" in shown
+                assert not [secret for secret in SECRETS if secret in shown]
+                yield server
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            try:
+                process.wait(PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        printed = log.read_text()
+        assert not [secret for secret in SECRETS if secret in printed]
+        assert "Traceback" not in printed
+
+
+def ended(process: subprocess.Popen[bytes]) -> Finished:
+    """Wait for a command; fail if it shows a secret or a traceback."""
+    try:
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+    done = Finished(process.returncode, out.decode(), err.decode())
+    assert not [secret for secret in SECRETS if secret in done.out + done.err]
+    assert "Traceback" not in done.err, done.err
+    return done
+
+
+def answers(server: Serving) -> bool:
+    """Whether a server that is starting is ready; an error if it has ended."""
+    assert server.process.poll() is None, server.printed
+    try:
+        return server.ask("/health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """A home of this test's own."""
+    return Home(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Serving]]:
+    """A home in which a server runs with nothing set at all but its port."""
+    home = Home(tmp_path_factory.mktemp("served"))
+    with home.serving() as server:
+        yield home, server
+
+
+def rows(database: Path, statement: str, *values: object) -> list[tuple[Any, ...]]:
+    """Run one statement on a SQLite file."""
+    connection = sqlite3.connect(database, timeout=10)
+    try:
+        with connection:
+            return connection.execute(statement, values).fetchall()
+    finally:
+        connection.close()
+
+
+# What is printed
+
+
+@pytest.mark.parametrize("arguments", [[], ["tenants"], ["--version"]], ids=str)
+def test_a_command_alone_explains_itself(home: Home, arguments: list[str]) -> None:
+    done = home.run(*arguments)
+    printed = done.out + done.err
+    assert (f"authsvc {__version__}" if arguments == ["--version"] else "Usage: ") in printed
+
+
+def test_every_command_has_help(home: Home) -> None:
+    commands = ("", "serve", "migrate", "tenants", "tenants create", "tenants list")
+    begun = [(command, home.begin(*command.split(), "--help")) for command in commands]
+    for command, process in begun:
+        done = ended(process)
+        assert (done.status, done.err) == (0, ""), command
+        assert "Usage: " in done.out
+        assert "--help" in done.out
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"AUTH_CLIENT_KEY": f"{FIRST_KEY}x"}, "AUTH_CLIENT_KEY"),
+        ({"AUTH_WORKERS": "2"}, "AUTH_WORKERS"),
+        ({"AUTH_POSTGRESQL_URL": f"postgresql://a:{PASSWORD}@h/d"}, "AUTH_POSTGRESQL_URL"),
+        ({"AUTH_SERVER_PROT": PASSWORD}, "AUTH_SERVER_PROT"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_setting_that_cannot_be_used_is_named_and_not_shown(
+    home: Home, settings: dict[str, str], named: str
+) -> None:
+    done = home.run("serve", **settings)
+    assert done.status == 78
+    assert named in done.sentence
+    assert list(home.path.iterdir()) == []
+
+
+def test_the_greeting_is_a_conversation_that_works(served: tuple[Home, Serving]) -> None:
+    _, server = served
+    assert server.ask("/health/ready").json() == {"status": "ready", "reasons": []}
+    conversation = [line.strip() for line in server.printed.splitlines() if line.startswith("    ")]
+    assert [line.split()[0] for line in conversation][-1] == "ask"
+    assert shutil.which("curl")
+    done = subprocess.run(
+        ["/bin/sh", "-c", "\n".join(conversation)],
+        env={"PATH": os.environ["PATH"], "no_proxy": "*"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+    said = [json.loads(line) for line in done.stdout.splitlines() if line]
+    assert [answer["success"] for answer in said] == [True] * 4, done
+    assert said[-1]["data"] == {"allowed": True} | said[-1]["data"]
+    assert f"{server.url}/docs" in server.printed
+
+
+# Serving
+
+
+def test_a_port_that_is_taken_is_one_sentence(served: tuple[Home, Serving], home: Home) -> None:
+    port = served[1].url.rpartition(":")[2]
+    done = home.run("serve", AUTH_SERVER_PORT=port)
+    assert done.status == 3
+    assert f"Port {port} on 127.0.0.1 cannot be used" in done.sentence
+    assert "AUTH_SERVER_PORT" in done.sentence
+
+
+def test_a_second_server_on_one_file_is_refused(served: tuple[Home, Serving]) -> None:
+    home, server = served
+    done = home.run("serve", AUTH_SERVER_PORT=str(free_port()))
+    assert done.status == 75
+    assert str(home.database) in done.sentence
+    assert server.ask("/health/ready").status_code == 200
+
+
+def test_an_open_database_file_is_closed_with_a_warning(home: Home) -> None:
+    home.database.touch(mode=0o644)
+    home.database.chmod(0o644)
+    done = home.run("serve", AUTH_ENVIRONMENT="production")
+    assert done.status == 3
+    assert f"chmod 600 {home.database}" in done.sentence
+    with home.serving() as server:
+        assert f"warning: {home.database} could be read by other users" in server.printed
+    beside = sorted(path for path in home.path.iterdir() if path.name.startswith(".auth"))
+    assert {path.stat().st_mode & 0o777 for path in beside} == {0o600}
+
+
+def test_sigterm_lets_a_running_request_finish(home: Home) -> None:
+    body = json.dumps({"changes": [{"op": "add_role", "role": "admin"}]}).encode()
+    head = (
+        "POST /api/changes HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {FIRST_KEY}\r\nExpect: 100-continue\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    with home.serving() as server:
+        port = int(server.url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), PATIENCE_SECONDS) as slow:
+            slow.sendall(head.encode() + body[:10])
+            # The server says this when the request has begun to read its body.
+            assert slow.recv(1000).startswith(b"HTTP/1.1 100 ")
+            server.process.terminate()
+            eventually(lambda: refused(port), "no new connection is accepted")
+            assert server.process.poll() is None
+            slow.sendall(body[10:])
+            answer = b""
+            while part := slow.recv(65536):
+                answer += part
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b'"applied":1' in answer
+        status = server.process.wait(PATIENCE_SECONDS)
+        assert status in (0, -signal.SIGTERM)
+    assert rows(home.database, "SELECT name FROM role")
+
+
+def refused(port: int) -> bool:
+    """Whether nobody listens on a port any more."""
+    try:
+        socket.create_connection(("127.0.0.1", port), 5).close()
+    except OSError:
+        return True
+    return False
+
+
+# The key of the settings
+
+
+def key_end(database: Path, key: str) -> datetime | None:
+    """When a key ends; None for a key without an end."""
+    found = rows(database, "SELECT expires_at FROM client_key WHERE digest = ?", digest_of(key))
+    assert len(found) == 1
+    return as_instant(found[0][0])
+
+
+def as_instant(stored: object) -> datetime | None:
+    if stored is None:
+        return None
+    if isinstance(stored, int):
+        return datetime.fromtimestamp(stored / 1e6, UTC)
+    return datetime.fromisoformat(str(stored)).replace(tzinfo=UTC)
+
+
+def test_the_key_of_the_settings_is_added_replaced_and_refused_when_revoked(home: Home) -> None:
+    secret = home.path / "key"
+    secret.write_text(f"{FIRST_KEY.upper()}\n")
+    with home.serving(AUTH_CLIENT_KEY_FILE=str(secret), AUTH_CLIENT_REGISTRATION="closed") as one:
+        assert one.ask("/api/roles", FIRST_KEY).status_code == 200
+        assert one.ask("/api/roles", SECOND_KEY).status_code == 401
+        assert "authsvc tenants create NAME" in one.printed
+    assert key_end(home.database, FIRST_KEY) is None
+
+    with home.serving(AUTH_CLIENT_KEY=SECOND_KEY, AUTH_CLIENT_REGISTRATION="closed") as other:
+        assert other.ask("/api/roles", SECOND_KEY).status_code == 200
+        assert other.ask("/api/roles", FIRST_KEY).status_code == 200
+    end = key_end(home.database, FIRST_KEY)
+    assert end is not None
+    assert datetime.now(UTC) < end <= datetime.now(UTC) + timedelta(days=1)
+    assert key_end(home.database, SECOND_KEY) is None
+
+    rows(home.database, "UPDATE client_key SET revoked_at = created_at")
+    done = home.run("serve", AUTH_CLIENT_KEY=SECOND_KEY, AUTH_SERVER_PORT=str(free_port()))
+    assert done.status == 78
+    assert "AUTH_CLIENT_KEY" in done.sentence
+    assert "revoked" in done.sentence
+
+
+# Schema and tenants
+
+
+def test_migrate_can_be_repeated(home: Home) -> None:
+    first = home.json("migrate")
+    assert first["before"] is None
+    assert first["after"]
+    again = home.json("migrate")
+    assert again == first | {"before": first["after"]}
+    done = home.run("migrate")
+    assert (done.status, done.err) == (0, "")
+    assert done.out == f"The SQLite file {home.database} is already at schema {first['after']}.\n"
+    assert home.database.stat().st_mode & 0o777 == 0o600
+
+    refused = home.run("migrate", "--grant-to", "somebody")
+    assert refused.status == 78
+    assert "PostgreSQL" in refused.sentence
+
+
+def test_a_database_newer_than_the_code_is_one_sentence(home: Home) -> None:
+    home.json("migrate")
+    rows(home.database, "UPDATE alembic_version SET version_num = 'f00000000000'")
+    for command in ("serve", "migrate", "tenants list"):
+        done = home.run(*command.split(), AUTH_SERVER_PORT=str(free_port()))
+        assert done.status == 3
+        assert "f00000000000" in done.sentence
+        assert "newer authsvc" in done.sentence
+
+
+def test_a_damaged_database_is_one_sentence(home: Home) -> None:
+    home.database.write_bytes(b"this is not a database" * 1000)
+    home.database.chmod(0o600)
+    for command in ("serve", "tenants list"):
+        done = home.run(*command.split())
+        assert done.status == 74
+        assert str(home.database) in done.sentence
+
+
+def test_tenants_are_made_beside_a_running_server(served: tuple[Home, Serving]) -> None:
+    home, server = served
+    before = {row["name"] for row in home.json("tenants", "list")}
+
+    name = f"acme-{uuid.uuid4()}"
+    done = home.run("tenants", "create", name)
+    assert (done.status, done.err) == (0, "")
+    key = next(line.strip() for line in done.out.splitlines() if line.startswith("    "))
+    made = server.ask("/api/role/admin", key, "POST")
+    assert made.status_code == 200, made.text
+
+    other = home.json("tenants", "create", "other")
+    assert sorted(other) == ["key", "key_id", "name", "tenant"]
+    assert (
+        server.ask("/api/roles", other["key"]).json()["data"]
+        == server.ask("/api/roles", str(uuid.uuid4())).json()["data"]
+    )
+
+    for taken in ("other", "no/name"):
+        refused = home.run("tenants", "create", taken)
+        assert refused.status == (1 if taken == "other" else 78)
+        assert f"'{taken}'" in refused.sentence
+
+    listed = {row["name"]: row for row in home.json("tenants", "list")}
+    assert listed.keys() == before | {name, "other"}
+    assert listed["other"]["tenant"] == other["tenant"]
+    assert listed[name]["revision"] == listed["other"]["revision"] + 1
+    assert key not in home.run("tenants", "list").out
+
+
+def test_tenants_without_a_database(home: Home) -> None:
+    done = home.run("tenants", "list")
+    assert done.status == 3
+    assert "authsvc serve" in done.sentence
+    assert not home.database.exists()
+
+
+# PostgreSQL
+
+
+@pytest.fixture(scope="module")
+def own_postgres() -> Iterator[PostgresServer]:
+    """A server that these tests may kill."""
+    server = PostgresServer(private=True)
+    server.start()
+    server.create_role("service", PASSWORD)
+    yield server
+    server.stop()
+
+
+@dataclass
+class OnPostgres:
+    """A home whose settings name a migrated database, as the service's role."""
+
+    home: Home
+    server: PostgresServer
+
+
+@pytest.fixture(scope="module")
+def on_postgres(
+    own_postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> OnPostgres:
+    """A PostgreSQL database brought up as documented, from empty."""
+    server = own_postgres
+    server.create_database("auth")
+    folder = tmp_path_factory.mktemp("postgresql")
+    (folder / "password").write_text(f"{PASSWORD}\n")
+    where = f"{server.host}:{server.port}/auth?sslmode=require"
+    home = Home(
+        folder,
+        {
+            "AUTH_POSTGRESQL_URL": f"postgresql://service@{where}",
+            "AUTH_POSTGRESQL_PASSWORD_FILE": str(folder / "password"),
+            "AUTH_CLIENT_KEY": FIRST_KEY,
+        },
+    )
+    for command in ("serve", "tenants list"):
+        done = home.run(*command.split())
+        assert done.status == 3
+        assert "run 'authsvc migrate' first" in done.sentence
+
+    owner = Home(folder, {"AUTH_DATABASE_URL": f"postgresql://postgres@{where}"})
+    made = owner.json("migrate", "--grant-to", "service")
+    assert made["granted_to"] == "service"
+    assert made["before"] is None
+    return OnPostgres(home, server)
+
+
+def test_two_workers_serve_one_postgresql(on_postgres: OnPostgres) -> None:
+    home = on_postgres.home
+    with home.serving(AUTH_WORKERS="2") as server:
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+        assert len(children.read_text().split()) >= 2
+        assert server.ask("/api/role/admin", FIRST_KEY, "POST").status_code == 200
+        assert server.ask("/api/permission/admin/deploy", FIRST_KEY, "POST").status_code == 200
+        assert server.ask("/api/membership/alice/admin", FIRST_KEY, "POST").status_code == 200
+        for _ in range(10):
+            # A connection of its own each time, so that both workers are asked.
+            answer = httpx.get(
+                f"{server.url}/api/has_permission/alice/deploy",
+                headers={"Authorization": f"Bearer {FIRST_KEY}"},
+                timeout=PATIENCE_SECONDS,
+                trust_env=False,
+            )
+            assert answer.status_code == 200
+            assert answer.json()["data"]["allowed"] is True
+        unknown = server.ask("/api/role/x", str(uuid.uuid4()), "POST")
+        assert unknown.status_code == 401
+        assert home.json("tenants", "list")[0]["name"] == "default"
+
+
+def test_postgresql_stopped_while_serving(on_postgres: OnPostgres) -> None:
+    home, postgres = on_postgres.home, on_postgres.server
+    with home.serving() as server:
+        assert server.ask("/api/roles", FIRST_KEY).status_code == 200
+        postgres.kill()
+        try:
+            for method, path in (
+                ("GET", "/api/roles"),
+                ("GET", "/api/has_permission/alice/deploy"),
+                ("POST", "/api/role/late"),
+            ):
+                refused = server.ask(path, FIRST_KEY, method)
+                assert refused.status_code == 503, refused.text
+                assert int(refused.headers["retry-after"]) >= 1
+                body = refused.json()
+                assert sorted(body) == [
+                    "code",
+                    "details",
+                    "error",
+                    "message",
+                    "request_id",
+                    "success",
+                    "timestamp",
+                ]
+                assert (body["success"], body["code"]) == (False, 503)
+                assert body["error"] == "storage_unavailable"
+            assert server.ask("/health/live").status_code == 200
+            ready = server.ask("/health/ready")
+            assert ready.status_code == 503
+            assert ready.headers["retry-after"] == "1"
+            assert ready.json()["status"] == "not_ready"
+            assert ready.json()["reasons"]
+            assert server.ask("/health").status_code == 503
+
+            down = home.run("tenants", "list")
+            assert down.status == 69
+            assert "cannot be reached" in down.sentence
+            assert home.run("serve", AUTH_SERVER_PORT=str(free_port())).status == 69
+        finally:
+            postgres.start()
+        eventually(lambda: answers(server), "the service recovers by itself")
+        assert server.ask("/api/role/late", FIRST_KEY, "POST").status_code == 200
+
+
+def test_a_wrong_password_is_one_sentence(on_postgres: OnPostgres) -> None:
+    wrong = on_postgres.home.path / "wrong"
+    wrong.write_text(f"{PASSWORD}x")
+    done = on_postgres.home.run("serve", AUTH_POSTGRESQL_PASSWORD_FILE=str(wrong))
+    assert done.status in (3, 69)
+    assert done.sentence
