@@ -7,7 +7,9 @@ memory, migrated to head, stands in: what is compared is the code with its own m
 
 from __future__ import annotations
 
-from alembic import command, context
+from alembic import context
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from sqlalchemy import Connection, create_engine
 
 from authsvc.models import metadata
@@ -22,11 +24,19 @@ def run(connection: Connection) -> None:
         context.run_migrations()
 
 
+def migrate_scratch(connection: Connection) -> None:
+    """Every migration in order. Not ``command.upgrade``: this file is running inside a command."""
+    migration = MigrationContext.configure(connection)
+    with Operations.context(migration):
+        for script in reversed(list(context.script.walk_revisions())):
+            script.module.upgrade()
+    migration.stamp(context.script, "head")
+
+
 given = context.config.attributes.get("connection")
 if given is not None:
     run(given)
 else:
     with create_engine("sqlite://").connect() as scratch:
-        context.config.attributes["connection"] = scratch
-        command.upgrade(context.config, "head")
+        migrate_scratch(scratch)
         run(scratch)

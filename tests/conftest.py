@@ -16,6 +16,7 @@ from pathlib import Path
 from uuid import UUID
 
 import asyncpg
+import hypothesis
 import pytest
 
 from authsvc import migrations
@@ -29,6 +30,16 @@ from authsvc.services.tenants import create_tenant
 from authsvc.sqlite_file import prepare_file
 from replay import violations
 from services import PostgresServer
+
+# The same examples in every run, and no verdict on how fast the machine is.
+hypothesis.settings.register_profile(
+    "suite",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("suite")
 
 RUNTIME_ROLE = f"authsvc_runtime_{uuid.uuid4().hex[:8]}"
 RUNTIME_PASSWORD = "only-for:tests@127.0.0.1/%"

@@ -127,6 +127,8 @@ def serve() -> None:
         forwarded_allow_ips=",".join(settings.trusted_proxies) or None,
         timeout_graceful_shutdown=20,
         timeout_keep_alive=65,
+        # A worker that is busy starting on a loaded machine is not a dead one.
+        timeout_worker_healthcheck=30,
         lifespan="on",
     )
     started = True
