@@ -139,7 +139,7 @@ def apply_event(policy: Policy, seq: int, at: datetime, event: dict[str, Any]) -
     match action, kind:
         case "create", "tenant":
             _must(seq == 1, event)
-        case ("create" | "update"), "key":
+        case (("create" | "update"), "key"):
             _must((name in policy.keys) == (action == "update"), event)
             policy.keys[name] = Key(
                 details["label"], tuple(details["scopes"]), _instant(details["expires_at"])

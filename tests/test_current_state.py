@@ -154,9 +154,10 @@ async def test_a_load_of_an_older_state_that_is_installed_is_noticed(
     tenant: TenantAtWork, processes: list[Process], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A load that a write has overtaken, passed off as one of the newest state."""
+    from authsvc.repositories import policy
     from authsvc.services import current_state
 
-    load = current_state.load_policy
+    load = policy.load_policy
 
     async def overtaken(database: Database, tenant_id: UUID, *args: Any, **kwargs: Any) -> Any:
         loaded = await load(database, tenant_id, *args, **kwargs)
@@ -180,9 +181,10 @@ async def test_a_load_of_an_older_state_that_is_installed_is_noticed(
 async def test_a_load_that_a_write_overtook_is_not_installed(
     tenant: TenantAtWork, processes: list[Process], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from authsvc.repositories import policy
     from authsvc.services import current_state
 
-    load = current_state.load_policy
+    load = policy.load_policy
     overtakes = 3
 
     async def overtaken(database: Database, tenant_id: UUID, *args: Any, **kwargs: Any) -> Any:

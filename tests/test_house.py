@@ -206,8 +206,8 @@ def test_routes_and_dependencies_never_cost_a_thread() -> None:
                 for member in node.body:
                     if isinstance(member, ast.FunctionDef) and member.name == "__call__":
                         used.append(member.name)
-    called = {name: synchronous[name] for name in used if name in synchronous}
-    assert called == {}
+    wrong = {name: synchronous[name] for name in used if name in synchronous}
+    assert wrong == {}
 
 
 def test_instants_have_a_time_zone() -> None:

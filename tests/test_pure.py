@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -100,7 +101,7 @@ def test_reach_and_paths(graph: RoleGraph, start: int, goal: int) -> None:
         path = [policy.id_of(name) for name in graph.path(start, goal)]
         assert (path[0], path[-1]) == (start, goal)
         assert len(set(path)) == len(path)
-        assert set(zip(path, path[1:], strict=False)) <= policy.edges
+        assert set(itertools.pairwise(path)) <= policy.edges
 
 
 instants = st.none() | st.sampled_from([NOON - SECOND, NOON, NOON + SECOND])

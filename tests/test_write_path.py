@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -145,8 +145,9 @@ async def check_revoke_behind_grant(storage: Storage, tenant: TenantAtWork) -> l
         await until_it_waits(storage, revoke)
     await asyncio.wait([revoke])
     wrong = await tenant.violations()
-    wrong += [f"not acknowledged: {task.exception()!r}" for task in (grant, revoke)
-              if task.exception()]
+    wrong += [
+        f"not acknowledged: {task.exception()!r}" for task in (grant, revoke) if task.exception()
+    ]
     if await held_in_tables(tenant):
         wrong.append("the grant is in force after its revocation was acknowledged")
     return wrong
@@ -158,9 +159,7 @@ async def lock_nothing(repository: Heads) -> Any:
 
 
 @pytest.mark.usefixtures("patient")
-async def test_a_revoke_behind_a_grant_takes_effect(
-    storage: Storage, tenant: TenantAtWork
-) -> None:
+async def test_a_revoke_behind_a_grant_takes_effect(storage: Storage, tenant: TenantAtWork) -> None:
     assert await check_revoke_behind_grant(storage, tenant) == []
 
 
@@ -369,8 +368,12 @@ async def test_a_revocation_that_the_write_waits_for_is_seen(
     async def revoke(tx: Transaction) -> None:
         stamp = await lock_tenant(tx, tenant.id)
         await Keys(tx, tenant.id).revoke(str(caller.key_id), tenant.clock())
-        event = {"action": "grant", "entity_type": "permission", "entity_id": "seen",
-                 "details": {"role": "r"}}
+        event = {
+            "action": "grant",
+            "entity_type": "permission",
+            "entity_id": "seen",
+            "details": {"role": "r"},
+        }
         await record(tx, tenant.id, stamp, [event], {"actor": "tests"}, tenant.clock())
         holds.set()
         await go_on.wait()
@@ -398,9 +401,7 @@ async def register(
 ) -> Outcome:
     """A first write with an open registration, started over as the entry point does."""
     while True:
-        caller = await authenticate(
-            database, [f"Bearer {key}"], clock(), registration_open=True
-        )
+        caller = await authenticate(database, [f"Bearer {key}"], clock(), registration_open=True)
 
         def work(tx: Transaction, caller: Caller = caller) -> Awaitable[Outcome]:
             return apply_changes(tx, caller, changes, clock())
@@ -420,7 +421,9 @@ async def test_first_writes_with_one_unknown_key_make_one_tenant(
     key = new_client_key()
     outcomes = await asyncio.gather(
         *(
-            register(databases[number % processes], key, clock, Change("add_role", role=f"r{number}"))
+            register(
+                databases[number % processes], key, clock, Change("add_role", role=f"r{number}")
+            )
             for number in range(8)
         )
     )
@@ -474,10 +477,8 @@ async def check_swallowed_error(tenant: TenantAtWork) -> list[str]:
             tx, caller, [Change("grant", role="r", permission="p")], tenant.clock()
         )
         row = {"tenant_id": tenant.id, "role_id": 1_000_000, "permission": "no such role"}
-        try:
+        with suppress(exc.IntegrityError):
             await tx.execute(insert(models.role_permission), row)
-        except exc.IntegrityError:
-            pass
         return outcome
 
     answer = await attempt(tenant.database.write(tenant.id, work))
@@ -592,8 +593,8 @@ async def test_cancelled_requests_leave_their_writes_whole_or_absent(
         await asyncio.wait([task])
         # What comes later waits for what is still under way, and answers the truth.
         await tenant.write(Change("add_role", role=f"after{number}"))
-        [can], _ = (
-            await check(database, tenant.id, [Question(f"u{number}", f"p{number}")], tenant.clock())
+        [can], _ = await check(
+            database, tenant.id, [Question(f"u{number}", f"p{number}")], tenant.clock()
         )
         granted = ("r", f"p{number}") in await held_in_tables(tenant)
         assert can is granted
@@ -617,13 +618,12 @@ async def test_closing_the_database_waits_for_writes_under_way(
     storage: Storage, tenant: TenantAtWork
 ) -> None:
     second = storage.open()
-    task = asyncio.create_task(
-        tenant.write(Change("add_role", role="r"), database=second)
-    )
-    while not second._pending:
-        await asyncio.sleep(0)
-    task.cancel()
-    await second.dispose()
+    async with begun(tenant, Change("add_role", role="r"), database=second) as task:
+        task.cancel()
+        closing = asyncio.create_task(second.dispose())
+        await asyncio.wait([closing], timeout=0.1)
+        assert not closing.done()
+    await closing
     async with tenant.database.read() as tx:
         assert len((await stored_policy(tx, tenant.id)).roles) == 1
 
@@ -661,9 +661,7 @@ async def test_a_lock_held_by_another_is_busy_within_the_lock_timeout(
         waited = loop.time() - started
         assert busy.value.code == "busy"
         # Reads do not wait for anybody.
-        [can], _ = (
-            await check(tenant.database, tenant.id, [Question("alice", "p")], tenant.clock())
-        )
+        [can], _ = await check(tenant.database, tenant.id, [Question("alice", "p")], tenant.clock())
         assert not can
     assert database_module.LOCK_SECONDS * 0.9 <= waited < database_module.LOCK_SECONDS + 10
     assert await held_in_tables(tenant) == set()
@@ -700,9 +698,7 @@ async def test_a_read_only_database_is_said_to_be_one(
     with pytest.raises(ReadOnly) as refused:
         await tenant.write(Change("add_role", role="r"), database=database)
     assert refused.value.code == "read_only"
-    [can], _ = (
-        await check(database, tenant.id, [Question("alice", "p")], tenant.clock())
-    )
+    [can], _ = await check(database, tenant.id, [Question("alice", "p")], tenant.clock())
     assert not can
     assert await tenant.violations() == []
 
@@ -823,9 +819,7 @@ async def test_interrupted_commit_notices_a_warning_unheard(
         await connection.commit()
 
     monkeypatch.setattr(Database, "_commit", commit)
-    found = await check_interrupted_commit(
-        postgres_server, storage, tenant, "pg_cancel_backend"
-    )
+    found = await check_interrupted_commit(postgres_server, storage, tenant, "pg_cancel_backend")
     assert any("answered Outcome(" in violation for violation in found)
 
 

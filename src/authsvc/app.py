@@ -22,6 +22,7 @@ from authsvc.clock import Clock, system_clock
 from authsvc.database import Database
 from authsvc.decision_cache import DecisionCache
 from authsvc.errors import SettingsError
+from authsvc.logs import configure_logs
 from authsvc.revision_gate import DEADLINE_SECONDS, Gate, PostgresGate, SqliteGate
 from authsvc.services.current_state import CurrentState
 from authsvc.services.tenants import provision_key
@@ -182,4 +183,6 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
 
 def from_environment() -> FastAPI:
     """The application with the settings of the environment: what each of several workers loads."""
-    return create_app(load_settings())
+    settings = load_settings()
+    configure_logs(debug=settings.debug_mode)
+    return create_app(settings)

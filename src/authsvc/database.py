@@ -66,6 +66,7 @@ _IN_RECOVERY = text("SELECT pg_is_in_recovery()")
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _LOCK_NOT_AVAILABLE = {"55P03", "40P01", "40001", "57014"}
 _READ_ONLY = {"25006"}
+_REFUSED = {"28000", "28P01", "3D000", "42501", "42P01"}
 _SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _SQLITE_DEFINITE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY}
 
@@ -130,6 +131,12 @@ def _refusal(error: BaseException | None) -> Unavailable:
     log.warning("database_refused", kind=type(error).__name__, state=state)
     if state in _LOCK_NOT_AVAILABLE or _sqlite_code(error) in _SQLITE_BUSY:
         return Busy("Others are writing to this tenant; nothing was changed, try again")
+    if state in _REFUSED:
+        return Unavailable(
+            "The database refuses this service: its operator has to look at the role, the password"
+            " and the grants",
+            retry_after=30,
+        )
     if state in _READ_ONLY or _sqlite_code(error) == sqlite3.SQLITE_READONLY:
         return ReadOnly("The database accepts no writes right now; nothing was changed")
     if _sqlite_code(error) == sqlite3.SQLITE_FULL:
