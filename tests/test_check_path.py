@@ -130,10 +130,11 @@ def random_request(rng: random.Random, key: str) -> dict[str, Any]:
     if rng.random() < 0.05:
         made["method"] = rng.choice(["POST", "HEAD", "DELETE"])
     if rng.random() < 0.1:
-        made["headers"][1] = (
-            b"authorization",
-            rng.choice([b"bearer ", b"BEARER  ", b"Basic "]) + key.encode(),
-        )
+        scheme = rng.choice([b"bearer ", b"BEARER  ", b"Basic "])
+        made["headers"] = [
+            (name, scheme + key.encode()) if name == b"authorization" else (name, value)
+            for name, value in made["headers"]
+        ]
     return made
 
 
