@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -172,9 +172,14 @@ async def served(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 
 class Serve(Protocol):
-    """Starts another service on the test's database."""
+    """Starts a service; without a database named, on the one that tests share. It has no key."""
 
-    def __call__(self, **settings: Any) -> AbstractAsyncContextManager[Api]: ...
+    def __call__(
+        self, storage: Storage | None = None, **settings: Any
+    ) -> AbstractAsyncContextManager[Api]: ...
+
+
+NewTenant = Callable[[], Awaitable[TenantAtWork]]
 
 
 async def announce(tenant: TenantAtWork, statement: Any) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy import exc, insert
 
 from authsvc import models
 from authsvc.database import Database, Transaction
+from authsvc.decision_cache import DecisionCache
 from authsvc.errors import InputError, LimitRequired, NotFound, RoleCycle
 from authsvc.records import LIST_MAX, Change, Listing, Page
 from authsvc.repositories.audit import Audit
@@ -24,10 +25,12 @@ from authsvc.repositories.grants import Grants
 from authsvc.repositories.heads import Heads
 from authsvc.repositories.memberships import Memberships
 from authsvc.repositories.roles import Roles
+from authsvc.revision_gate import Gate, PostgresGate, SqliteGate
 from authsvc.services import roles as role_questions
-from authsvc.services.checks import Answer, Question, check, explain
+from authsvc.services.checks import Answer, Question, check, check_now, explain, explain_now
+from authsvc.services.current_state import CurrentState
 from authsvc.services.memberships import Questions
-from conftest import ControlledClock, MakeTenant, TenantAtWork
+from conftest import ControlledClock, MakeTenant, Storage, TenantAtWork, connect_driver
 from replay import Policy, covers, stored_policy, stored_stamp
 
 ROLES = ["lead", "Lead", "admin", "ops-1", "ops_1", "a.b", "x:y", "reader"]
@@ -447,6 +450,36 @@ async def test_a_batch_is_its_single_checks(tenant: TenantAtWork) -> None:
     assert together == singles
     assert together == [policy.user_can(q.user, q.permission, q.scope, now) for q in asked]
     assert (await check(tenant.database, tenant.id, [], now))[0] == []
+
+
+@pytest.mark.parametrize("seed", [35, 36])
+async def test_answers_from_memory_are_what_brute_force_says(
+    storage: Storage, tenant: TenantAtWork, seed: int
+) -> None:
+    """Asked again after every list of changes, so that memory follows the events."""
+    clock, chance = tenant.clock, random.Random(seed)
+    gate: Gate = (
+        SqliteGate(storage.path, clock)
+        if storage.path
+        else PostgresGate(lambda: connect_driver(storage.url), clock)
+    )
+    current = CurrentState(tenant.database, gate, DecisionCache(1))
+    await tenant.write(*(Change("add_role", role=name) for name in ROLES))
+    for _ in range(60):
+        clock.advance(0.5)
+        await accepted(tenant, [random_change(chance, clock()) for _ in range(2)])
+        caller = await tenant.caller()
+        async with tenant.database.read() as tx:
+            policy = await stored_policy(tx, tenant.id)
+        scope = chance.choice([None, "eu", "EU"])
+        asked = [Question(u, p, scope) for u in chance.sample(USERS, 3) for p in PERMISSIONS]
+        answers, stamp = await check_now(current, caller, asked, clock())
+        why, same = await explain_now(current, caller, asked, clock())
+        assert stamp == same == caller.stamp
+        assert answers == [policy.user_can(q.user, q.permission, scope, clock()) for q in asked]
+        for question, allowed, answer in zip(asked, answers, why, strict=True):
+            assert_explained(policy, question, answer, allowed, clock())
+    await gate.stop()
 
 
 def once(items: Sequence[Any]) -> list[Any]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 from uuid import UUID
 
@@ -31,8 +30,7 @@ DEADLINE_SECONDS = 1.0
 Connect = Callable[[], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Now:
+class Now(NamedTuple):
     """A tenant's state, the number of the read that found it, and the instant of that read.
 
     Reads are numbered in the order they *started*. ``stamp`` is ``EMPTY`` for a tenant that is

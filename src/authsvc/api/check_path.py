@@ -18,8 +18,7 @@ from authsvc.api.security_headers import Pairs
 from authsvc.credentials import digest_of
 from authsvc.decision_cache import allowed
 from authsvc.errors import AuthsvcError
-from authsvc.records import COVERED_BY
-from authsvc.services.authentication import caller_of, presented_key
+from authsvc.services.authentication import may_check, presented_key
 from authsvc.services.current_state import CurrentState
 
 # Only characters that names may have, and the escapes of those that clients tend to escape;
@@ -28,6 +27,7 @@ _NAME = rb"(?!\.)(?:[A-Za-z0-9_\-.:%s]|%%(?:40|2[Bb]|3[Aa]|7[Cc])){1,%d}"
 _question = re.compile(
     rb"/api/has_permission/(%s)/(%s)" % (_NAME % (rb"@+|", 254), rb"(?!\.)[A-Za-z0-9_\-.:]{1,128}")
 ).fullmatch
+_MOST_HEADERS = 10_000
 _UNUSUAL = frozenset(
     {
         b"content-length",
@@ -58,6 +58,7 @@ class CheckPath:
         self._headers = headers
         self._request_id_of = request_id_of
         self._hosts = frozenset(host.encode() for host in allowed_hosts)
+        self._digests: dict[bytes, bytes] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (
@@ -74,7 +75,7 @@ class CheckPath:
                 return
         await self._app(scope, receive, send)
 
-    def _given(self, scope: Scope) -> tuple[str, bytes | None] | None:
+    def _given(self, scope: Scope) -> tuple[bytes, bytes | None] | None:
         """The credential's header and the request id sent; None where a header wants more."""
         authorization = sent_id = host = None
         for name, value in scope["headers"]:
@@ -92,27 +93,35 @@ class CheckPath:
                 return None
         if authorization is None or (self._hosts and host not in self._hosts):
             return None
-        return authorization.decode("latin-1"), sent_id
+        return authorization, sent_id
 
-    async def _answer(self, user: bytes, permission: bytes, authorization: str) -> bytes | None:
+    async def _answer(self, user: bytes, permission: bytes, authorization: bytes) -> bytes | None:
         """The body of the answer, or None if it is not to be had from memory."""
         try:
-            digest = digest_of(presented_key((authorization,)))
+            digest = self._digests.get(authorization)
+            if digest is None:
+                digest = digest_of(presented_key((authorization.decode("latin-1"),)))
             glance = await self._current.glance(digest)
-            if glance is None:
-                return None
-            state, credential, at = glance
-            caller = caller_of(credential, digest, at)
         except AuthsvcError:
             # A refusal is the ordinary route's to word.
             return None
-        if caller.scopes.isdisjoint(COVERED_BY["check"]):
+        if glance is None:
             return None
+        state, credential, at = glance
+        if not may_check(credential, at):
+            return None
+        self._remember(authorization, digest)
         held = self._current.remembered(state, _decoded(user))
         if held is None or state.graph is None or state.dirty:
             return None
         answer = allowed(held, state.graph, permission.decode("ascii"), None, at)
         return check_body(answer, state.stamp.revision, at)
+
+    def _remember(self, authorization: bytes, digest: bytes) -> None:
+        """Spare the next request with this header its parsing; says nothing about the key."""
+        if len(self._digests) >= _MOST_HEADERS:
+            self._digests.clear()
+        self._digests[authorization] = digest
 
     async def _send(self, body: bytes, sent_id: bytes | None, send: Send) -> None:
         await send(

@@ -33,6 +33,15 @@ def is_alive(credential: Credential, now: datetime) -> bool:
     return key.revoked_at is None and (key.expires_at is None or now < key.expires_at)
 
 
+def may_check(credential: Credential, now: datetime) -> bool:
+    """Whether ``caller_of`` and ``require_scope(..., "check")`` both accept this key."""
+    return (
+        is_alive(credential, now)
+        and credential.disabled_at is None
+        and not credential.key.scopes.isdisjoint(COVERED_BY["check"])
+    )
+
+
 def caller_of(credential: Credential, digest: bytes, now: datetime) -> Caller:
     """The caller behind a stored key.
 
