@@ -141,7 +141,7 @@ class TenantAtWork:
         caller = await self.caller(used)
         return await used.write(
             self.id,
-            lambda tx: apply_changes(tx, caller, changes, self.clock(), dry_run=dry_run),
+            lambda tx: apply_changes(tx, caller, changes, self.clock, dry_run=dry_run),
         )
 
     async def violations(self) -> list[str]:

@@ -340,7 +340,7 @@ async def test_repositories_reach_nothing_of_another_tenant(make_tenant: MakeTen
         assert await roles.edges() == await roles.edges_touching(ids) == []
         assert await grants.among(ids, GRANTS) == set()
         assert await memberships.of_users(USERS) == []
-        assert await memberships.held(ids) == []
+        assert await memberships.users_of_roles(ids, "", 9, "", theirs.clock()) == []
         assert len(await Audit(tx, theirs.id).after(0, 100)) == 2
         assert (await Heads(tx, theirs.id).current()).revision == 2
         theirs_of_ours = await Memberships(tx, ours.id).of_users(USERS)
@@ -686,46 +686,47 @@ async def test_pages_of_random_policies_are_complete(tenant: TenantAtWork, seed:
             assert await collected(tenant, ask, size) == complete
 
 
-@pytest.mark.parametrize("name", LISTS)
-async def test_rows_inserted_between_pages_hide_nothing(tenant: TenantAtWork, name: str) -> None:
+async def insert_around(tenant: TenantAtWork, mark: str) -> None:
+    """New roles, users, scopes and grants that sort before, among and after those there are."""
+    changes = [
+        Change("add_role", role=mark),
+        Change("add_parent", role=mark, parent="middle0"),
+        Change("grant", role=mark, permission=f"low:{mark}"),
+        Change("add_member", role=mark, user="user0"),
+    ]
+    for prefix in ("A", "user1A", "z"):
+        name = prefix + mark
+        changes += [
+            Change("add_member", role="role0", user=name),
+            Change("add_member", role="role3", user=name),
+            Change("add_member", role="role0", user="user1", scope=name),
+            Change("grant", role="role0", permission=name),
+        ]
+    await tenant.write(*changes)
+
+
+async def test_rows_inserted_between_pages_hide_nothing(tenant: TenantAtWork) -> None:
     """What was there all along is told once, whatever comes in before and after the cursor."""
     await layered(tenant)
-    ask = LISTS[name]
-    async with tenant.database.read() as tx:
-        before = (await ask(tx, tenant, Page())).items
+    for index, (name, ask) in enumerate(LISTS.items()):
+        async with tenant.database.read() as tx:
+            before = (await ask(tx, tenant, Page())).items
 
-    async def between(number: int) -> None:
-        new = f"new{number}"
-        # `A` sorts before every name there was, `z` after, `role1A` and `user1A` in between.
-        changes = [
-            Change("add_role", role=new),
-            Change("add_parent", role=new, parent="middle0"),
-            Change("grant", role=new, permission=f"low:{new}"),
-            Change("add_member", role=new, user="user0"),
-        ]
-        for prefix in ("A", "user1A", "z"):
-            changes += [
-                Change("add_member", role="role0", user=prefix + new),
-                Change("add_member", role="role3", user=prefix + new),
-                Change("add_member", role="role0", user="user1", scope=prefix + new),
-                Change("grant", role="role0", permission=prefix + new),
-            ]
-        if number < 6:
-            await tenant.write(*changes)
+        async def between(number: int, index: int = index) -> None:
+            if number in (0, 2):
+                await insert_around(tenant, f"new{index}-{number}")
 
-    found = await collected(tenant, ask, 2, between)
-    assert len(set(found)) == len(found)
-    assert [item for item in found if item in set(before)] == before
+        found = await collected(tenant, ask, 2, between)
+        assert len(set(found)) == len(found), name
+        assert [item for item in found if item in set(before)] == before, name
 
 
 MOVED = {
     "members": ("members", Change("add_member", role="role0", user="user7")),
     "which_users_can": ("which_users_can", Change("add_member", role="role0", user="user7")),
-    "user_roles": ("user_roles", Change("add_member", role="middle0", user="user0")),
 }
 
 
-@pytest.mark.xfail(strict=True, reason="a position depends on which other roles the user holds")
 @pytest.mark.parametrize("case", MOVED)
 async def test_a_user_given_another_role_between_pages_stays_listed(
     tenant: TenantAtWork, case: str

@@ -83,7 +83,7 @@ async def begun(
     at_the_end, go_on = asyncio.Event(), asyncio.Event()
 
     async def work(tx: Transaction) -> Outcome:
-        outcome = await apply_changes(tx, caller, changes, tenant.clock())
+        outcome = await apply_changes(tx, caller, changes, tenant.clock)
         at_the_end.set()
         await go_on.wait()
         return outcome
@@ -312,7 +312,7 @@ async def check_write_of_an_ended_key(
         tenant.database.write(
             tenant.id,
             lambda tx: apply_changes(
-                tx, caller, [Change("grant", role="r", permission="p")], tenant.clock()
+                tx, caller, [Change("grant", role="r", permission="p")], tenant.clock
             ),
         )
     )
@@ -384,7 +384,7 @@ async def test_a_revocation_that_the_write_waits_for_is_seen(
         second.write(
             tenant.id,
             lambda tx: apply_changes(
-                tx, caller, [Change("grant", role="r", permission="p")], tenant.clock()
+                tx, caller, [Change("grant", role="r", permission="p")], tenant.clock
             ),
         )
     )
@@ -404,7 +404,7 @@ async def register(
         caller = await authenticate(database, [f"Bearer {key}"], clock(), registration_open=True)
 
         def work(tx: Transaction, caller: Caller = caller) -> Awaitable[Outcome]:
-            return apply_changes(tx, caller, changes, clock())
+            return apply_changes(tx, caller, changes, clock)
 
         try:
             return await database.write(caller.tenant_id or caller.digest, work)
@@ -474,7 +474,7 @@ async def check_swallowed_error(tenant: TenantAtWork) -> list[str]:
 
     async def work(tx: Transaction) -> Outcome:
         outcome = await apply_changes(
-            tx, caller, [Change("grant", role="r", permission="p")], tenant.clock()
+            tx, caller, [Change("grant", role="r", permission="p")], tenant.clock
         )
         row = {"tenant_id": tenant.id, "role_id": 1_000_000, "permission": "no such role"}
         with suppress(exc.IntegrityError):
@@ -677,7 +677,7 @@ async def test_a_queue_that_does_not_move_is_busy(
     async with begun(tenant, Change("add_role", role="r")):
         write = tenant.database.write(
             tenant.id,
-            lambda tx: apply_changes(tx, caller, [Change("add_role", role="s")], tenant.clock()),
+            lambda tx: apply_changes(tx, caller, [Change("add_role", role="s")], tenant.clock),
         )
         with pytest.raises(Busy):
             await write
@@ -719,9 +719,7 @@ async def test_a_connection_killed_before_commit_leaves_nothing(
         process = await own_process(tx)
         outcome = None
         if moment == "after the work":
-            outcome = await apply_changes(
-                tx, caller, [Change("add_role", role="r")], tenant.clock()
-            )
+            outcome = await apply_changes(tx, caller, [Change("add_role", role="r")], tenant.clock)
         async with storage.administrator() as administrator:
             assert await administrator.fetchval("SELECT pg_terminate_backend($1, 5000)", process)
         # Whatever comes next meets the dead connection.
@@ -745,7 +743,7 @@ async def test_a_connection_found_dead_at_commit_has_an_unknown_outcome(
 
     async def work(tx: Transaction) -> Outcome:
         process = await own_process(tx)
-        outcome = await apply_changes(tx, caller, [Change("add_role", role="r")], tenant.clock())
+        outcome = await apply_changes(tx, caller, [Change("add_role", role="r")], tenant.clock)
         async with storage.administrator() as administrator:
             assert await administrator.fetchval("SELECT pg_terminate_backend($1, 5000)", process)
         return outcome
@@ -881,7 +879,7 @@ async def test_a_disabled_tenant_is_refused_when_its_write_gets_its_turn(
     with pytest.raises(AuthsvcError) as refused:
         await tenant.database.write(
             tenant.id,
-            lambda tx: apply_changes(tx, caller, [Change("add_role", role="s")], tenant.clock()),
+            lambda tx: apply_changes(tx, caller, [Change("add_role", role="s")], tenant.clock),
         )
     assert refused.value.code == "tenant_disabled"
     async with tenant.database.read() as tx:

@@ -1,4 +1,8 @@
-"""The command ``authsvc``: serving, migrating, and looking after tenants."""
+"""The command ``authsvc``: serving, migrating, and looking after tenants.
+
+What only some commands need is imported by them, so that help and a refused setting do not wait
+for a web framework.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,8 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import typer
-import uvicorn
-from uvicorn.supervisors import Multiprocess
 
-from authsvc import __version__, migrations
-from authsvc.app import create_app, open_database, prepare
+from authsvc import __version__
 from authsvc.clock import system_clock
 from authsvc.credentials import new_client_key
 from authsvc.database import Database, refusals
@@ -76,6 +77,9 @@ def with_database(
 
     ``made``: make a SQLite file that is not there yet.
     """
+    from authsvc.app import open_database
+
+    configure_logs(debug=settings.debug_mode)
     target = settings.database
     if isinstance(target, SqliteFile):
         if not made and not target.path.exists():
@@ -96,6 +100,8 @@ def with_database(
 
 
 async def _prepare(settings: Settings) -> Sequence[str]:
+    from authsvc.app import prepare
+
     with refusals():
         return await prepare(settings)
 
@@ -109,6 +115,11 @@ def _warn(warnings: Iterable[str]) -> None:
 def serve() -> None:
     """Serve HTTP until stopped (Ctrl-C or SIGTERM, which lets running requests finish)."""
     settings = load_settings()
+    import uvicorn
+    from uvicorn.supervisors import Multiprocess
+
+    from authsvc.app import create_app
+
     configure_logs(debug=settings.debug_mode)
     target = settings.database
     # Before anything looks at the file, which another process may be serving.
@@ -211,6 +222,7 @@ def migrate(
 ) -> None:
     """Bring the database's schema to the one this version needs. Safe to repeat."""
     settings = load_settings()
+    from authsvc import migrations
 
     async def work(database: Database) -> tuple[str | None, str, str]:
         before, after = await migrations.migrate(database)
@@ -236,6 +248,7 @@ def create(
     """Make a tenant and print its client key, once."""
     settings = load_settings()
     _require_name(name)
+    from authsvc import migrations
 
     async def work(database: Database) -> tenant_service.NewTenant:
         await migrations.require_head(database)
@@ -266,6 +279,7 @@ def _require_name(name: str) -> None:
 def list_(as_json: Json = False) -> None:
     """Show all tenants with their revisions."""
     settings = load_settings()
+    from authsvc import migrations
 
     async def work(database: Database) -> list[dict[str, Any]]:
         await migrations.require_head(database)

@@ -77,7 +77,7 @@ class Service:
         return await self.database.write(
             caller.tenant_id or caller.digest,
             lambda tx: apply_changes(
-                tx, caller, changes, self.clock(), dry_run=dry_run, paths=in_list
+                tx, caller, changes, self.clock, dry_run=dry_run, paths=in_list
             ),
             # A long list takes a moment to be worked out, and longer on a busy machine.
             idle_seconds=IDLE_SECONDS + len(changes) // 1000,

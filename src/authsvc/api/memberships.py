@@ -44,7 +44,13 @@ _MEMBER = {"user": "alice", "role": "admin"}
     responses=documented(
         "User 'alice' is in role 'admin'",
         _MEMBER
-        | {"added": True, "updated": False, "not_before": None, "expires_at": None, "scope": None},
+        | {
+            "added": True,
+            "updated": False,
+            "not_before": "2026-12-01T09:00:00.000000Z",
+            "expires_at": "2026-12-24T18:00:00.000000Z",
+            "scope": "project/42",
+        },
         "role_not_found",
         *WRITES,
         *BODIES,

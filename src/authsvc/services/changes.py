@@ -11,6 +11,7 @@ from uuid import UUID
 
 from authsvc import audit_chain
 from authsvc.change_set import ChangeSet, Rows, Touched
+from authsvc.clock import Clock
 from authsvc.credentials import new_key_id
 from authsvc.database import Transaction
 from authsvc.errors import AuthsvcError, Unauthorized
@@ -46,21 +47,23 @@ async def apply_changes(
     tx: Transaction,
     caller: Caller,
     changes: Sequence[Change],
-    now: datetime,
+    clock: Clock,
     *,
     dry_run: bool = False,
     paths: bool = True,
 ) -> Outcome:
     """Apply changes for a caller, all or nothing, in order.
 
+    ``clock`` is read under the tenant's lock, so that events are as old as their order says.
     ``paths``: errors name the change (``changes.3.role``); off for a request that is one change.
     Raises NotFound, RoleCycle, Unauthorized (the credential ended while the write waited) and
     RegisteredMeanwhile.
     """
     if caller.tenant_id is None:
-        stamp, touched, first = EMPTY, Touched(), 3
+        stamp, touched, first, now = EMPTY, Touched(), 3, clock()
     else:
         stamp = await lock_tenant(tx, caller.tenant_id)
+        now = clock()
         await recheck(tx, caller, stamp, now)
         touched = await _touched(tx, caller.tenant_id, changes)
         first = stamp.revision + 1

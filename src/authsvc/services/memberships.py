@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -118,79 +118,76 @@ class Questions:
         )
 
     async def members(self, role: str, page: Page) -> Listing[Pair]:
-        """The users in the role or in a role that inherits it, each once, with the role asked."""
+        """The users in the role or in a role that inherits it, each once, with the role asked.
+
+        In the order of users, which no change of a membership can upset between two pages.
+        """
         policy = await self._read(Start.ROLES_DOWN, [role])
 
         async def fetch(position: Position, most: int) -> Sequence[tuple[Position, Pair]]:
             pairs: list[tuple[Position, Pair]] = []
-            async for (role_id, user), others in self._holders(policy.graph, position, most):
-                if (role_id, user) > position and role_id == min(others):
-                    pairs.append(((role_id, user), (user, role)))
+            async for user, _direct in self._holders(policy.graph, str(position[0]), most):
+                if user > str(position[0]):
+                    pairs.append(((user,), (user, role)))
                     if len(pairs) == most:
                         break
             return pairs
 
         question = ["members", role, self._scope or ""]
-        return await list_page(question, page, (0, ""), policy.stamp, fetch)
+        return await list_page(question, page, ("",), policy.stamp, fetch)
 
     async def which_users_can(self, permission: str, page: Page) -> Listing[Pair]:
         """Who holds the permission, and through which roles.
 
-        For each user the role held directly, followed by the roles it inherits the permission
-        from; each pair once.
+        For each user the roles held directly, followed by those they inherit the permission from;
+        each pair once, in the order of users.
         """
         policy = await self._read(Start.GRANTS_DOWN, covering(permission))
         graph = policy.graph
 
-        def roles_of(role_id: int, others: Collection[int]) -> list[int]:
-            """The inherited roles told with this direct one: not held, not told before."""
-            told = {r for o in others if o < role_id for r in graph.reach(o)} | set(others)
-            return sorted(set(graph.reach(role_id)) - told)
-
         async def fetch(position: Position, most: int) -> Sequence[tuple[Position, Pair]]:
             pairs: list[tuple[Position, Pair]] = []
-            async for (role_id, user), others in self._holders(graph, position[:2], most):
-                for step in [0, *roles_of(role_id, others)]:
-                    place = (role_id, user, step)
-                    if place > position:
-                        pairs.append((place, (user, graph.nodes[step or role_id].name)))
+            async for user, direct in self._holders(graph, str(position[0]), most):
+                reached = {r for d in direct for r in graph.reach(d)}
+                places = [(user, 0, r) for r in sorted(direct)]
+                places += [(user, 1, r) for r in sorted(reached - direct)]
+                pairs += [
+                    (place, (user, graph.nodes[place[2]].name))
+                    for place in places
+                    if place > position
+                ]
                 if len(pairs) >= most:
                     break
             return pairs[:most]
 
         question = ["which_users_can", permission, self._scope or ""]
-        return await list_page(question, page, (0, "", 0), policy.stamp, fetch)
+        return await list_page(question, page, ("", 0, 0), policy.stamp, fetch)
 
     async def _holders(
-        self, graph: RoleGraph, start: Position, most: int
-    ) -> AsyncIterator[tuple[tuple[int, str], set[int]]]:
-        """(role id, user) of everyone who holds one of the graph's roles directly, ordered.
+        self, graph: RoleGraph, from_user: str, most: int
+    ) -> AsyncIterator[tuple[str, set[int]]]:
+        """Users from ``from_user`` on who hold any of the graph's roles directly, and which.
 
-        From ``start`` on, included; beside each pair, all of the graph's roles this user holds.
-        Reads in chunks of about ``most`` users, so a page costs what it shows.
+        Reads in chunks of about ``most`` users, so that a page costs what it shows.
         """
-        if self._tenant is None:
+        if self._tenant is None or not graph.nodes:
             return
         memberships = Memberships(self._tx, self._tenant)
-        from_role, from_user = int(start[0]), str(start[1])
-        for role_id in await memberships.held(r for r in graph.nodes if r >= from_role):
-            after = from_user if role_id == from_role else ""
-            while True:
-                # One more to see whether more follow, one that the page before may have ended with.
-                users = await memberships.users_of_role(
-                    role_id, after, most + 2, self._scope or "", self._now
-                )
-                more = len(users) == most + 2
-                if more:
-                    after = users.pop()
-                held = await memberships.of_users_in(users, graph.nodes)
-                roles: dict[str, set[int]] = {}
-                for m in self._counting(held):
-                    roles.setdefault(m.user, set()).add(m.role_id)
-                for user in users:
-                    yield (role_id, user), roles[user]
-                if not more:
-                    break
+        while True:
+            # One more to see whether more follow, one that the page before may have ended with.
+            users = await memberships.users_of_roles(
+                graph.nodes, from_user, most + 2, self._scope or "", self._now
+            )
+            more = len(users) == most + 2
+            if more:
+                from_user = users.pop()
+            direct: dict[str, set[int]] = {}
+            for m in self._counting(await memberships.of_users_in(users, graph.nodes)):
+                direct.setdefault(m.user, set()).add(m.role_id)
+            for user in users:
+                yield user, direct[user]
+            if not more:
+                return
 
     async def _read(self, start: Start, names: Sequence[str]) -> Policy:
         if self._tenant is None:
