@@ -38,6 +38,9 @@ SECOND_KEY = "c9f0f895-fb98-4b91-92f5-0c6d8e4a1b02"
 PASSWORD = "S3cret/of:the@database%"
 SECRETS = (FIRST_KEY, SECOND_KEY, PASSWORD)
 
+# Every test here waits for several processes to start.
+pytestmark = pytest.mark.timeout(400)
+
 
 def free_port() -> int:
     """A port nobody uses at the moment."""
@@ -97,6 +100,17 @@ class Serving:
         """One request, with a client key if it needs one."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return self.http.request(method, f"{self.url}{path}", headers=headers)
+
+    def ask_until_known(self, path: str, key: str, method: str = "GET") -> httpx.Response:
+        """As a client does: again while the service, on a machine under load, cannot know."""
+        given: list[httpx.Response] = []
+
+        def known() -> bool:
+            given.append(self.ask(path, key, method))
+            return given[-1].status_code != 503
+
+        eventually(known, f"an answer other than 503 to {path}")
+        return given[-1]
 
 
 @dataclass
@@ -232,9 +246,8 @@ def test_every_command_explains_itself(home: Home) -> None:
         assert (done.status, done.err) == (0, ""), command
         assert "Usage: " in done.out
         assert "--help" in done.out
-    alone = home.run_all("", "tenants", "--version")
+    alone = home.run_all("", "--version")
     assert "Usage: " in alone[""].out + alone[""].err
-    assert "Usage: " in alone["tenants"].out + alone["tenants"].err
     assert alone["--version"].out == f"authsvc {__version__}\n"
 
 
@@ -388,23 +401,21 @@ def test_migrate_can_be_repeated(home: Home) -> None:
     first = home.json("migrate")
     assert first["before"] is None
     assert first["after"]
-    again = home.json("migrate")
-    assert again == first | {"before": first["after"]}
-    done = home.run("migrate")
-    assert (done.status, done.err) == (0, "")
-    assert done.out == f"The SQLite file {home.database} is already at schema {first['after']}.\n"
     assert home.database.stat().st_mode & 0o777 == 0o600
-
-    refused = home.run("migrate", "--grant-to", "somebody")
+    asked = home.run_all("migrate", "migrate --json", "migrate --grant-to somebody")
+    plain, again, refused = asked.values()
+    assert (plain.status, plain.err) == (0, "")
+    assert plain.out == f"The SQLite file {home.database} is already at schema {first['after']}.\n"
+    assert json.loads(again.out) == first | {"before": first["after"]}
     assert refused.status == 78
     assert "PostgreSQL" in refused.sentence
 
 
-def test_a_database_newer_than_the_code_is_one_sentence(home: Home) -> None:
-    home.json("migrate")
+def test_a_database_newer_than_the_code_is_one_sentence(home: Home, sqlite_template: Path) -> None:
+    shutil.copyfile(sqlite_template, home.database)
+    home.database.chmod(0o600)
     rows(home.database, "UPDATE alembic_version SET version_num = 'f00000000000'")
-    asked = home.run_all("serve", "migrate", "tenants list", AUTH_SERVER_PORT=str(free_port()))
-    for done in asked.values():
+    for done in home.run_all("serve", "tenants list").values():
         assert done.status == 3
         assert "f00000000000" in done.sentence
         assert "newer authsvc" in done.sentence
@@ -514,20 +525,17 @@ def test_two_workers_serve_one_postgresql(on_postgres: OnPostgres) -> None:
     with home.serving(AUTH_WORKERS="2") as server:
         children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
         assert len(children.read_text().split()) >= 2
-        assert server.ask("/api/role/admin", FIRST_KEY, "POST").status_code == 200
-        assert server.ask("/api/permission/admin/deploy", FIRST_KEY, "POST").status_code == 200
-        assert server.ask("/api/membership/alice/admin", FIRST_KEY, "POST").status_code == 200
+        for path in ("role/admin", "permission/admin/deploy", "membership/alice/admin"):
+            written = server.ask_until_known(f"/api/{path}", FIRST_KEY, "POST")
+            assert written.status_code == 200, written.text
         for _ in range(10):
             # A connection of its own each time, so that both workers are asked.
-            answer = httpx.get(
-                f"{server.url}/api/has_permission/alice/deploy",
-                headers={"Authorization": f"Bearer {FIRST_KEY}"},
-                timeout=PATIENCE_SECONDS,
-                trust_env=False,
-            )
+            with httpx.Client(trust_env=False, timeout=PATIENCE_SECONDS) as http:
+                asked = Serving(server.process, server.url, server.log, http)
+                answer = asked.ask_until_known("/api/has_permission/alice/deploy", FIRST_KEY)
             assert answer.status_code == 200
             assert answer.json()["data"] == {"has_permission": True}
-        unknown = server.ask("/api/role/x", str(uuid.uuid4()), "POST")
+        unknown = server.ask_until_known("/api/role/x", str(uuid.uuid4()), "POST")
         assert unknown.status_code == 401
         assert home.json("tenants", "list")[0]["name"] == "default"
 
@@ -535,7 +543,7 @@ def test_two_workers_serve_one_postgresql(on_postgres: OnPostgres) -> None:
 def test_postgresql_stopped_while_serving(on_postgres: OnPostgres) -> None:
     home, postgres = on_postgres.home, on_postgres.server
     with home.serving() as server:
-        assert server.ask("/api/roles", FIRST_KEY).status_code == 200
+        assert server.ask_until_known("/api/roles", FIRST_KEY).status_code == 200
         postgres.kill()
         try:
             for method, path in (
@@ -572,7 +580,7 @@ def test_postgresql_stopped_while_serving(on_postgres: OnPostgres) -> None:
         finally:
             postgres.start()
         eventually(lambda: answers(server), "the service recovers by itself")
-        assert server.ask("/api/role/late", FIRST_KEY, "POST").status_code == 200
+        assert server.ask_until_known("/api/role/late", FIRST_KEY, "POST").status_code == 200
 
 
 def test_a_wrong_password_is_one_sentence(on_postgres: OnPostgres) -> None:

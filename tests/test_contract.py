@@ -18,11 +18,13 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.engine.default import DefaultDialect
 
 from authsvc import models
 from authsvc.api.dependencies import Service
 from authsvc.app import create_app
+from authsvc.schemas.names import GrantName, PermissionName, RoleName, ScopeName, UserName
 from authsvc.settings import build_settings
 from conftest import ControlledClock, Storage, TenantAtWork
 from http_api import Api, Serve, bearer, check_headers, check_problem, same_but_for_the_moment
@@ -289,6 +291,34 @@ class TestDocument:
             assert found["examples"], one
             for example in found["examples"]:
                 Draft202012Validator(components | schema).validate(example)
+
+    @pytest.mark.parametrize(
+        ("kind", "most"),
+        [
+            (RoleName, 64),
+            (PermissionName, 128),
+            (GrantName, 128),
+            (UserName, 254),
+            (ScopeName, 254),
+        ],
+        ids=["role", "permission", "grant", "user", "scope"],
+    )
+    def test_patterns_say_what_is_accepted(self, kind: Any, most: int) -> None:
+        adapter = TypeAdapter(kind)
+        # '$' of ECMAScript is the end; that of Python also comes before a last newline.
+        pattern = re.compile(adapter.json_schema()["pattern"].replace("$", r"\Z"))
+        characters = [chr(code) for code in range(0x300)]
+        texts = [*characters, *(f"a{c}" for c in characters), *(f"{c}a" for c in characters)]
+        texts += ["", ".", "..", "...", ".a", "*", ":*", "::*", "a:*", "a:b:*", "a:*:*", ":a:*"]
+        texts += ["a:*\n", "\uff41", "x" * most, "x" * (most + 1)]
+        texts += ["x" * (most - 2) + ":*", "x" * (most - 1) + ":*"]
+        for text in texts:
+            try:
+                adapter.validate_python(text)
+            except ValidationError:
+                assert not pattern.search(text), repr(text)
+            else:
+                assert pattern.search(text), repr(text)
 
     def test_the_bodies_of_this_file_hold_every_field(self) -> None:
         assert {one.template for one in WITH_BODY} == set(BODIES)

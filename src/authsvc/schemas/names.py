@@ -57,6 +57,12 @@ _NOT_A_TIME = PydanticCustomError(
     "instant", "This must be a date and time with an offset, such as 2026-01-31T12:00:00Z."
 )
 
+
+def _pattern(rest: str) -> dict[str, Any]:
+    """For OpenAPI alone, which has no other way to say what the rules of ``sanitizer`` say."""
+    return {"pattern": rf"^(?!\.{{1,2}}$){rest}$"}
+
+
 RoleName = Annotated[
     str,
     _name(sanitizer.check_role),
@@ -65,6 +71,7 @@ RoleName = Annotated[
         min_length=1,
         max_length=sanitizer.ROLE_MAX,
         examples=["admin"],
+        json_schema_extra=_pattern("[A-Za-z0-9_.:-]{1,64}"),
     ),
 ]
 PermissionName = Annotated[
@@ -75,6 +82,7 @@ PermissionName = Annotated[
         min_length=1,
         max_length=sanitizer.PERMISSION_MAX,
         examples=["deploy"],
+        json_schema_extra=_pattern("[A-Za-z0-9_.:-]{1,128}"),
     ),
 ]
 GrantName = Annotated[
@@ -85,6 +93,7 @@ GrantName = Annotated[
         min_length=1,
         max_length=sanitizer.PERMISSION_MAX,
         examples=["invoice:*"],
+        json_schema_extra=_pattern("([A-Za-z0-9_.:-]{1,128}|(?!:+\\*)[A-Za-z0-9_.:-]{1,126}:\\*)"),
     ),
 ]
 UserName = Annotated[
@@ -95,6 +104,7 @@ UserName = Annotated[
         min_length=1,
         max_length=sanitizer.USER_MAX,
         examples=["alice"],
+        json_schema_extra=_pattern("[A-Za-z0-9_.:@+|-]{1,254}"),
     ),
 ]
 ScopeName = Annotated[
@@ -105,6 +115,7 @@ ScopeName = Annotated[
         min_length=1,
         max_length=sanitizer.SCOPE_MAX,
         examples=["project/42"],
+        json_schema_extra=_pattern("[A-Za-z0-9_.:@+/-]{1,254}"),
     ),
 ]
 Text = Annotated[

@@ -15,6 +15,7 @@ from authsvc.errors import Conflict, SettingsError
 from authsvc.records import EMPTY, SCOPES, ClientKey, Tenant
 from authsvc.repositories.keys import Keys
 from authsvc.repositories.tenants import Tenants
+from authsvc.services.authentication import is_alive
 from authsvc.services.changes import key_event, lock_tenant, record, registration_events
 
 DEFAULT_TENANT = "default"
@@ -82,21 +83,31 @@ async def provision_key(tx: Transaction, key: str, now: datetime) -> None:
     if tenant is None:
         if await Tenants(tx).credential(digest) is not None:
             raise _refused("belongs to another tenant")
-        await create_tenant(tx, DEFAULT_TENANT, now, actor="settings", key=key, label=PROVISIONED)
-        return
+        try:
+            await create_tenant(
+                tx, DEFAULT_TENANT, now, actor="settings", key=key, label=PROVISIONED
+            )
+        except Conflict:
+            # Another replica, started at the same time, was first.
+            tenant = await Tenants(tx).named(DEFAULT_TENANT)
+            if tenant is None:
+                raise
+        else:
+            return
     stamp = await lock_tenant(tx, tenant.id)
     known = await Tenants(tx).credential(digest)
     keys = Keys(tx, tenant.id)
     events: list[dict[str, Any]] = []
     if known is None:
         added = _new_key(tenant.id, PROVISIONED, now)
-        await keys.add(added, digest)
+        if not await keys.add(added, digest):
+            raise _refused("belongs to another tenant")
         events.append(key_event("create", added))
         current = added.id
     else:
         if known.key.tenant_id != tenant.id:
             raise _refused("belongs to another tenant")
-        if known.key.revoked_at is not None or (known.key.expires_at or now) < now:
+        if not is_alive(known, now):
             raise _refused("was revoked or has expired")
         current = known.key.id
         if known.key.label == PROVISIONED and known.key.expires_at is not None:
