@@ -20,11 +20,12 @@ import hypothesis
 import pytest
 
 from authsvc import migrations
-from authsvc.credentials import new_client_key
+from authsvc.credentials import digest_of, new_client_key
 from authsvc.database import Database
 from authsvc.postgresql_url import parse_postgresql_url
 from authsvc.records import Caller, Change
-from authsvc.services.authentication import authenticate
+from authsvc.repositories.tenants import find_credential
+from authsvc.services.authentication import presented_key, resolve
 from authsvc.services.changes import Outcome, apply_changes
 from authsvc.services.tenants import create_tenant
 from authsvc.sqlite_file import prepare_file
@@ -113,6 +114,15 @@ class Storage:
             yield connection
         finally:
             await connection.close()
+
+
+async def authenticate(
+    database: Database, authorization: list[str], now: datetime, *, registration_open: bool
+) -> Caller:
+    """The caller behind ``Authorization`` headers, asked of the database and of no memory."""
+    digest = digest_of(presented_key(authorization))
+    credential = await find_credential(database, digest)
+    return resolve(credential, digest, now, registration_open=registration_open)
 
 
 @dataclass

@@ -15,9 +15,8 @@ from authsvc.errors import SettingsError, Unauthorized
 from authsvc.records import Caller
 from authsvc.repositories.keys import Keys
 from authsvc.repositories.tenants import find_credential
-from authsvc.services.authentication import authenticate
 from authsvc.services.tenants import DEFAULT_TENANT, list_tenants, provision_key
-from conftest import ControlledClock, MakeTenant, Storage
+from conftest import ControlledClock, MakeTenant, Storage, authenticate
 from replay import violations
 
 DAY = 24 * 60 * 60

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from authsvc import database as database_module
 from authsvc import models
-from authsvc.credentials import digest_of, new_client_key
+from authsvc.credentials import digest_of, new_client_key, new_key_id
 from authsvc.database import Database, Transaction
 from authsvc.errors import (
     AuthsvcError,
@@ -32,12 +32,11 @@ from authsvc.errors import (
     Unauthorized,
     Unavailable,
 )
-from authsvc.records import Caller, Change, Page
+from authsvc.records import SCOPES, Caller, Change, ClientKey, Page
 from authsvc.repositories.audit import Audit
 from authsvc.repositories.heads import Heads
 from authsvc.repositories.keys import Keys
 from authsvc.services import changes as changes_module
-from authsvc.services.authentication import authenticate
 from authsvc.services.changes import (
     Outcome,
     RegisteredMeanwhile,
@@ -49,7 +48,7 @@ from authsvc.services.changes import (
 from authsvc.services.checks import Question, check
 from authsvc.services.roles import list_roles
 from authsvc.services.tenants import create_tenant
-from conftest import ControlledClock, Storage, TenantAtWork
+from conftest import ControlledClock, Storage, TenantAtWork, authenticate
 from replay import stored_events, stored_policy, stored_stamp, violations
 from services import PostgresServer
 
@@ -884,3 +883,55 @@ async def test_a_disabled_tenant_is_refused_when_its_write_gets_its_turn(
     assert refused.value.code == "tenant_disabled"
     async with tenant.database.read() as tx:
         assert (await stored_stamp(tx, tenant.id)).revision == 3
+
+
+CAP = 25
+
+
+async def minted(tenant: TenantAtWork, database: Database, *, locked: bool) -> bool:
+    """Mint one more key unless there are ``CAP`` of its label already."""
+
+    async def work(tx: Transaction) -> bool:
+        stamp = await (lock_tenant(tx, tenant.id) if locked else Heads(tx, tenant.id).current())
+        keys = Keys(tx, tenant.id)
+        if len(await keys.labelled("minted")) >= CAP:
+            tx.abandon()
+            return False
+        key = ClientKey(
+            new_key_id(), tenant.id, "minted", frozenset(SCOPES), tenant.clock(), None, None
+        )
+        # Time for others to count what is not there yet.
+        await asyncio.sleep(0.005)
+        await keys.add(key, digest_of(new_client_key()))
+        if locked:
+            by = {"actor": "tests", "request_id": None, "ip_address": None, "user_agent": None}
+            await record(tx, tenant.id, stamp, [key_event("create", key)], by, tenant.clock())
+        return True
+
+    return await database.write(tenant.id, work)
+
+
+async def mints_over_the_cap(tenant: TenantAtWork, storage: Storage, *, locked: bool) -> int:
+    """How many more keys than allowed 64 callers in two processes get."""
+    databases = [tenant.database, storage.open()]
+    got = await asyncio.gather(
+        *(minted(tenant, databases[number % 2], locked=locked) for number in range(64))
+    )
+    async with tenant.database.read() as tx:
+        assert len(await Keys(tx, tenant.id).labelled("minted")) == sum(got)
+    return sum(got) - CAP
+
+
+async def test_a_cap_is_exact_under_concurrent_mints(
+    tenant: TenantAtWork, storage: Storage, patient: None
+) -> None:
+    assert await mints_over_the_cap(tenant, storage, locked=True) == 0
+    assert await tenant.violations() == []
+
+
+async def test_a_cap_counted_without_the_lock_is_noticed(
+    tenant: TenantAtWork, storage: Storage, engine: str, patient: None
+) -> None:
+    over = await mints_over_the_cap(tenant, storage, locked=False)
+    # SQLite's transaction holds the file's lock from its first statement.
+    assert (over == 0) if engine == "sqlite" else (over > 0)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from authsvc.credentials import digest_of, parse_client_key
-from authsvc.database import Database
+from authsvc.credentials import parse_client_key
 from authsvc.decision_cache import Credential
 from authsvc.errors import Forbidden, Unauthorized
 from authsvc.records import COVERED_BY, EMPTY, SCOPES, Caller
-from authsvc.repositories.tenants import find_credential
 
 
 def presented_key(authorization: Sequence[str]) -> str:
@@ -57,23 +55,14 @@ def caller_of(credential: Credential, digest: bytes, now: datetime) -> Caller:
     )
 
 
-async def authenticate(
-    database: Database, authorization: Sequence[str], now: datetime, *, registration_open: bool
-) -> Caller:
-    """The caller behind the request's ``Authorization`` headers.
-
-    With open registration a well-formed key that is not known yet is a caller without a tenant.
-    Raises Unauthorized, Forbidden, Unavailable.
-    """
-    digest = digest_of(presented_key(authorization))
-    credential = await find_credential(database, digest)
-    return resolve(credential, digest, now, registration_open=registration_open)
-
-
 def resolve(
     credential: Credential | None, digest: bytes, now: datetime, *, registration_open: bool
 ) -> Caller:
-    """The caller behind what was found, or not, of a well-formed key."""
+    """The caller behind what was found, or not, of a well-formed key.
+
+    With open registration a key that is not known yet is a caller without a tenant. Raises
+    Unauthorized, Forbidden.
+    """
     if credential is not None:
         return caller_of(credential, digest, now)
     if not registration_open:
