@@ -910,6 +910,18 @@ class TestManyChanges:
         assert await api.data("GET", "/api/members/r?direct=true") == []
         assert await owner.violations() == []
 
+    async def test_a_role_that_went_closes_no_cycle(self, api: Api, owner: TenantAtWork) -> None:
+        await api.apply(
+            *(add_role(name) for name in "abc"), add_parent("a", "b"), add_parent("b", "c")
+        )
+        body = await api.apply(
+            {"op": "remove_role", "role": "b"}, add_role("b"), add_parent("c", "a")
+        )
+        assert body == {"applied": 3, "unchanged": 0}
+        assert (await api.data("GET", "/api/role/a"))["parents"] == []
+        assert (await api.data("GET", "/api/role/c"))["parents"] == ["a"]
+        assert await owner.violations() == []
+
     async def test_what_is_undone_in_the_same_list(self, api: Api, owner: TenantAtWork) -> None:
         await api.apply(add_role("r"), add_member("u", "r", scope="s"))
         body = await api.apply(

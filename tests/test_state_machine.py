@@ -242,26 +242,40 @@ def _moment(text: str | None) -> datetime | None:
 
 
 roles, users = st.sampled_from(ROLES), st.sampled_from(USERS)
-scopes, grants = st.sampled_from(SCOPES), st.sampled_from(GRANTS)
+scopes, grants = st.sampled_from((None, *SCOPES)), st.sampled_from(GRANTS)
 tenants = st.integers(0, 1)
-offsets = st.none() | st.integers(-3, 3)
+offsets = st.sampled_from((None, 0, 1, -1, 2))
 
 
 def _op(name: str, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({"op": st.just(name), **fields})
 
 
-wanted_changes = st.one_of(
-    _op("add_role", role=roles),
-    _op("add_role", role=roles, description=st.sampled_from(TEXTS)),
-    _op("grant", role=roles, permission=grants),
-    _op("add_member", user=users, role=roles, scope=scopes, start=offsets, end=offsets),
-    _op("add_parent", role=roles, parent=roles),
-    _op("remove_role", role=roles),
-    _op("revoke", role=roles, permission=grants),
-    _op("remove_member", user=users, role=roles, scope=scopes),
-    _op("remove_parent", role=roles, parent=roles),
-    _op("remove_user", user=users),
+wanted_changes = st.sampled_from(
+    (
+        # The more often named, the more often drawn.
+        *("add_member",) * 6,
+        *("grant",) * 3,
+        *("add_parent",) * 3,
+        *("add_role",) * 2,
+        *("revoke", "remove_parent", "remove_member", "remove_member"),
+        *("describe_role", "remove_role", "remove_user"),
+    )
+).flatmap(
+    {
+        "add_role": _op("add_role", role=roles),
+        "describe_role": _op("add_role", role=roles, description=st.sampled_from(TEXTS)),
+        "grant": _op("grant", role=roles, permission=grants),
+        "add_member": _op(
+            "add_member", user=users, role=roles, scope=scopes, start=offsets, end=offsets
+        ),
+        "add_parent": _op("add_parent", role=roles, parent=roles),
+        "remove_role": _op("remove_role", role=roles),
+        "revoke": _op("revoke", role=roles, permission=grants),
+        "remove_member": _op("remove_member", user=users, role=roles, scope=scopes),
+        "remove_parent": _op("remove_parent", role=roles, parent=roles),
+        "remove_user": _op("remove_user", user=users),
+    }.__getitem__
 )
 
 
@@ -271,7 +285,7 @@ SOME: list[dict[str, Any]] = [
     {"op": "add_parent", "role": "admin", "parent": "base"},
     {"op": "grant", "role": "admin", "permission": "b"},
     {"op": "grant", "role": "staff", "permission": "a:x"},
-    *({"op": "add_member", "user": user, "role": "staff", "scope": "s"} for user in USERS),
+    {"op": "add_member", "user": "alice", "role": "staff", "scope": "s"},
 ]
 
 
@@ -320,7 +334,7 @@ class Service(RuleBasedStateMachine):
 
     world: ClassVar[World]
 
-    @initialize(wanted=st.lists(wanted_changes, max_size=10), prepared=st.booleans())
+    @initialize(wanted=st.lists(wanted_changes, min_size=5, max_size=20), prepared=st.booleans())
     def strangers(self, wanted: list[dict[str, Any]], prepared: bool) -> None:
         self.keys = [str(uuid.uuid4()) for _ in range(2)]
         self.models = [Model(), Model()]
@@ -361,7 +375,7 @@ class Service(RuleBasedStateMachine):
             made["expires_at"] = instant(self.now + timedelta(seconds=after))
         return made
 
-    @rule(seconds=st.sampled_from((0.000001, 0.999999, 1, 2)))
+    @rule(seconds=st.sampled_from((1, 1, 0.000001, 2)))
     def time_passes(self, seconds: float) -> None:
         self.world.clock.advance(seconds)
         self.touched = [0, 1]
@@ -399,7 +413,7 @@ class Service(RuleBasedStateMachine):
 
     @rule(
         tenant=tenants,
-        wanted=st.lists(wanted_changes, min_size=1, max_size=12),
+        wanted=st.lists(wanted_changes, min_size=3, max_size=20),
         prepared=st.booleans(),
         dry_run=st.sampled_from((False, False, True)),
     )
