@@ -339,6 +339,7 @@ class Service(RuleBasedStateMachine):
         self.keys = [str(uuid.uuid4()) for _ in range(2)]
         self.models = [Model(), Model()]
         self.turn = itertools.cycle(self.world.services)
+        self.next_question = itertools.cycle(itertools.product(QUESTIONS, SCOPES))
         self.touched = [0, 1]
         if prepared:
             # Where there is something already, most of what follows has an effect.
@@ -466,6 +467,14 @@ class Service(RuleBasedStateMachine):
             for _ in self.world.services:
                 data = self.ask(tenant, "POST", "/api/check", {"checks": checks})
                 assert data["results"] == expected
+            # A single check has a way of its own.
+            permission, scope = next(self.next_question)
+            for user in USERS:
+                data = self.ask(
+                    tenant, "GET", f"/api/has_permission/{user}/{permission}", scope=scope
+                )
+                allowed = model.can(user, permission, scope, self.now)
+                assert data == {"has_permission": allowed}
             data = self.ask(tenant, "POST", "/api/check", {"checks": checks, "explain": True})
             for question, allowed, told in zip(questions, expected, data["results"], strict=True):
                 self.right_reason(model, question, allowed, told)
