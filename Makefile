@@ -2,7 +2,7 @@
 PYTHON ?= python3
 DEV := .venv-dev/bin
 
-.PHONY: help run test check lock secrets image-proof clean dev
+.PHONY: help run test check bench lock secrets image-proof clean dev
 
 help: ## show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ check: dev ## lint, formatting, types, import direction, locks, Dockerfile, Comp
 	@$(DEV)/pytest -q tests/test_house.py
 	@$(DEV)/python scripts/lock.py --check
 	@$(DEV)/python scripts/check_stack.py
+
+bench: dev ## measure authsvc beside bare ASGI, FastAPI and a textbook service
+	@$(DEV)/python bench/run.py
 
 lock: dev ## resolve the dependencies anew into requirements/
 	@PATH="$(CURDIR)/$(DEV):$$PATH" $(DEV)/python scripts/lock.py

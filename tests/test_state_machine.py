@@ -669,7 +669,7 @@ def _histories(storage: Storage, examples: int, steps: int, *, same_again: bool)
 
 @pytest.mark.timeout(600)
 def test_histories(shared: tuple[Storage, Database]) -> None:
-    _histories(shared[0], 30, 25, same_again=True)
+    _histories(shared[0], 20, 25, same_again=True)
 
 
 @pytest.mark.campaign
