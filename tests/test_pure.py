@@ -98,7 +98,7 @@ def test_reach_and_paths(graph: RoleGraph, start: int, goal: int) -> None:
     assert set(graph.reach(start)) == policy.above(start)
     assert graph.effective(start) == policy.effective(start)
     if goal in graph.reach(start):
-        path = [policy.id_of(name) for name in graph.path(start, goal)]
+        path = [policy.id_of(name) for name in graph.path(graph.reach(start), goal)]
         assert (path[0], path[-1]) == (start, goal)
         assert len(set(path)) == len(path)
         assert set(itertools.pairwise(path)) <= policy.edges

@@ -95,6 +95,8 @@ def open_gate(settings: Settings, clock: Clock) -> Gate:
 
     async def connect() -> asyncpg.Connection:
         options = {"timeout": DEADLINE_SECONDS, **target.driver_kwargs()}
+        if len(target.hosts) > 1:
+            options.setdefault("target_session_attrs", "primary")
         return await asyncpg.connect(**options, statement_cache_size=16)
 
     return PostgresGate(connect, None if clock is system_clock else clock)

@@ -63,9 +63,13 @@ class ChangeSet:
         self._gone: set[int] = set()
         self._grants = set(touched.grants)
         self._edges = set(touched.edges)
-        self._members: dict[str, dict[tuple[int, str], Membership]] = {}
+        self._parents: dict[int, set[int]] = {}
+        for child, parent in touched.edges:
+            self._parents.setdefault(child, set()).add(parent)
+        # By user, role and scope: each change looks only at what it is about.
+        self._members: dict[str, dict[int, dict[str, Membership]]] = {}
         for m in touched.memberships:
-            self._members.setdefault(m.user, {})[m.role_id, m.scope] = m
+            self._rows_of(m.user, m.role_id)[m.scope] = m
 
     def apply(self, index: int, change: Change, path: str | None = None) -> Effect:
         """Apply one change; ``path`` is where it stands in the request, for errors.
@@ -74,6 +78,9 @@ class ChangeSet:
         """
         changed, more = getattr(self, f"_{change.op}")(change, path)
         return Effect(index, change.op, changed, **more)
+
+    def _rows_of(self, user: str, role_id: int) -> dict[str, Membership]:
+        return self._members.setdefault(user, {}).setdefault(role_id, {})
 
     def _event(
         self, action: str, entity_type: str, entity_id: str, details: dict[str, Any]
@@ -141,14 +148,14 @@ class ChangeSet:
 
     def _add_member(self, change: Change, path: str | None) -> tuple[bool, dict[str, Any]]:
         role = self._role(change.role, path)
-        rows = self._members.setdefault(change.user, {})
+        rows = self._rows_of(change.user, role.id)
         wanted = Membership(
             change.user, role.id, change.scope or "", change.not_before, change.expires_at
         )
-        stored = rows.get((role.id, wanted.scope))
+        stored = rows.get(wanted.scope)
         if stored == wanted:
             return False, {}
-        rows[role.id, wanted.scope] = wanted
+        rows[wanted.scope] = wanted
         details: dict[str, Any] = {"role": change.role} | _bounds(wanted)
         if stored is not None:
             details["before"] = _bounds(stored)
@@ -157,29 +164,27 @@ class ChangeSet:
 
     def _remove_member(self, change: Change, _path: str | None) -> tuple[bool, dict[str, Any]]:
         role = self._roles.get(change.role)
-        rows = self._members.get(change.user, {})
-        going = [
-            key
-            for key in rows
-            if role is not None
-            and key[0] == role.id
-            and (change.scope is None or key[1] == change.scope)
-        ]
+        rows = self._members.get(change.user, {}).get(role.id, {}) if role else {}
+        scopes = list(rows) if change.scope is None else [change.scope]
+        going = [rows.pop(scope) for scope in scopes if scope in rows]
         if not going:
             return False, {}
-        before = [_bounds(rows.pop(key)) for key in going]
+        before = [_bounds(m) for m in going]
         details = {"role": change.role, "scope": change.scope, "before": before}
         self._event("remove", "membership", change.user, details)
         return True, {"count": len(going)}
 
     def _remove_user(self, change: Change, _path: str | None) -> tuple[bool, dict[str, Any]]:
-        rows = self._members.get(change.user, {})
-        going = [key for key in rows if key[0] not in self._gone]
+        by_role = self._members.pop(change.user, {})
+        going = [
+            m
+            for role_id, rows in sorted(by_role.items())
+            if role_id not in self._gone
+            for _, m in sorted(rows.items())
+        ]
         if not going:
             return False, {}
-        before = [{"role": self._names[key[0]]} | _bounds(rows[key]) for key in sorted(going)]
-        for key in going:
-            del rows[key]
+        before = [{"role": self._names[m.role_id]} | _bounds(m) for m in going]
         details = {"memberships_removed": len(going), "before": before}
         self._event("delete", "user", change.user, details)
         return True, {"count": len(going)}
@@ -195,6 +200,7 @@ class ChangeSet:
                 f"A role cannot inherit from itself: {names}", f"{path}.parent" if path else None
             )
         self._edges.add((role.id, parent.id))
+        self._parents.setdefault(role.id, set()).add(parent.id)
         self._event("add", "role_parent", change.role, {"parent": change.parent})
         return True, {}
 
@@ -203,15 +209,12 @@ class ChangeSet:
         if role is None or parent is None or (role.id, parent.id) not in self._edges:
             return False, {}
         self._edges.remove((role.id, parent.id))
+        self._parents[role.id].discard(parent.id)
         self._event("remove", "role_parent", change.role, {"parent": change.parent})
         return True, {}
 
     def _way(self, start: int, goal: int) -> list[int] | None:
         """The roles on a shortest way up from ``start`` to ``goal``, None if there is none."""
-        parents: dict[int, list[int]] = {}
-        for child, parent in self._edges:
-            if child not in self._gone and parent not in self._gone:
-                parents.setdefault(child, []).append(parent)
         came_from: dict[int, int | None] = {start: None}
         queue = [start]
         for step in queue:
@@ -222,8 +225,8 @@ class ChangeSet:
                     way.append(at)
                     at = came_from[at]
                 return way[::-1]
-            for parent in parents.get(step, ()):
-                if parent not in came_from:
+            for parent in self._parents.get(step, ()):
+                if parent not in came_from and parent not in self._gone:
                     came_from[parent] = step
                     queue.append(parent)
         return None
@@ -241,7 +244,8 @@ class ChangeSet:
         }
         after = {
             (m.user, m.role_id, m.scope): m
-            for rows in self._members.values()
+            for by_role in self._members.values()
+            for rows in by_role.values()
             for m in rows.values()
             if m.role_id not in gone
         }

@@ -202,7 +202,7 @@ def _greeting(settings: Settings) -> str:
             "",
             f"    KEY={new_client_key()}   # a fresh client key: the first write makes its tenant",
             f"    API={base}/api",
-            '    ask() { curl -s -H "Authorization: Bearer $KEY" -X "$1" "$API/$2"; echo; }',
+            '    ask() { curl -sS -H "Authorization: Bearer $KEY" -X "$1" "$API/$2"; echo; }',
             "    ask POST role/admin",
             "    ask POST permission/admin/deploy",
             "    ask POST membership/alice/admin",

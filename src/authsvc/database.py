@@ -236,6 +236,8 @@ class Database:
             "timeout": 5,
             **connect_args,
         }
+        if isinstance(arguments.get("host"), list):
+            arguments.setdefault("target_session_attrs", "primary")
         if pgbouncer:
             arguments |= {
                 "statement_cache_size": 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Literal
 
 from authsvc.records import Membership
@@ -18,6 +19,10 @@ Reason = Literal[
     "out_of_scope",
 ]
 """Why an answer is negative; a closed set."""
+
+
+GROUNDS_MAX = 50
+"""How many reasons for one positive answer are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +78,22 @@ def grounds(
     scope: str | None,
     now: datetime,
 ) -> list[Ground]:
-    """Every reason for a positive answer; empty exactly when ``allowed`` is false."""
-    return [
+    """The reasons for a positive answer, nearest first; empty exactly when ``allowed`` is false.
+
+    At most ``GROUNDS_MAX`` of them: a long hierarchy could have as many as it has ways.
+    """
+    found = (
         Ground(
             role=graph.nodes[granting].name,
-            via=graph.path(m.role_id, granting),
+            via=graph.path(came_from, granting),
             permission=grant,
             scope=m.scope or None,
         )
         for m in held(memberships, scope, now)
-        for granting, grant in graph.granting(m.role_id, permission)
-    ]
+        for came_from in (graph.reach(m.role_id),)
+        for granting, grant in graph.granting(came_from, permission)
+    )
+    return list(islice(found, GROUNDS_MAX))
 
 
 def denial(

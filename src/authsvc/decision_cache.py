@@ -19,6 +19,8 @@ from authsvc.audit_chain import first_broken, read_payload
 from authsvc.records import AuditEvent, ClientKey, Membership, Stamp
 from authsvc.role_graph import RoleGraph, RoleNode, covering
 
+MOST_DIRTY = 200
+"""With more roles to load anew than this, the whole graph is."""
 MOST_EVENTS = 1000
 """Further behind than this, a tenant is forgotten as a whole."""
 
@@ -42,19 +44,10 @@ class Credential:
 class RoleSet:
     """The roles of all users who hold just these, everywhere and always: shared between them."""
 
-    __slots__ = ("_graph", "_permissions", "role_ids")
+    __slots__ = ("role_ids",)
 
     def __init__(self, role_ids: tuple[int, ...]) -> None:
         self.role_ids = role_ids
-        self._graph: RoleGraph | None = None
-        self._permissions: frozenset[str] = frozenset()
-
-    def permissions(self, graph: RoleGraph) -> frozenset[str]:
-        """Every grant that reaches these roles in this graph; computed once for each graph."""
-        if graph is not self._graph:
-            self._permissions = frozenset().union(*map(graph.effective, self.role_ids))
-            self._graph = graph
-        return self._permissions
 
 
 Held = RoleSet | tuple[Membership, ...]
@@ -115,13 +108,22 @@ class TenantState:
             self.fresh.pop(name, None)
             self.aged.pop(name, None)
         elif kind in ("role", "role_parent"):
-            self.dirty.add(name)
+            self._reload(name)
         elif kind == "permission":
-            self.dirty.add(payload["details"]["role"])
+            self._reload(payload["details"]["role"])
         elif kind == "key":
             self.credentials.clear()
         else:
             self.forget()
+
+    def _reload(self, role: str) -> None:
+        """Note that a role is to be loaded anew; too many of them, and the graph is."""
+        if self.graph is None:
+            return
+        self.dirty.add(role)
+        if len(self.dirty) > MOST_DIRTY:
+            self.graph = None
+            self.dirty = set()
 
     def install_roles(self, nodes: Iterable[RoleNode], *, whole: bool) -> None:
         """Take in the whole role graph, or what the dirty roles have become (perhaps nothing)."""
@@ -155,8 +157,8 @@ def allowed(
 ) -> bool:
     """The decision about what a user holds; equal to ``decision.allowed`` by construction."""
     if isinstance(held, RoleSet):
-        permissions = held.permissions(graph)
-        return permission in permissions or not permissions.isdisjoint(covering(permission))
+        wanted = covering(permission)
+        return any(not graph.effective(role_id).isdisjoint(wanted) for role_id in held.role_ids)
     return decision.allowed(held, graph, permission, scope, now)
 
 
@@ -204,7 +206,7 @@ class DecisionCache:
         """As ``TenantState.install_roles``, counted."""
         state.install_roles(nodes, whole=whole)
         if whole:
-            self._grow(_graph_bytes(state))
+            self._grow(self._graph_bytes(state))
 
     def owner(self, digest: bytes) -> UUID | None:
         """Whose key this was when it was last seen; the tenant's state says whether it still is."""
@@ -223,7 +225,7 @@ class DecisionCache:
 
     def _keep(self, state: TenantState) -> None:
         state.generation = self._generation
-        self._grow(_TENANT_BYTES + _graph_bytes(state))
+        self._grow(_TENANT_BYTES + self._graph_bytes(state))
 
     def _grow(self, size: int) -> None:
         self._fresh_bytes += size
@@ -245,9 +247,14 @@ class DecisionCache:
             digest: tenant_id for tenant_id, state in kept.items() for digest in state.credentials
         }
 
+    def _graph_bytes(self, state: TenantState) -> int:
+        """What a role graph counts for: at most a quarter of a generation.
 
-def _graph_bytes(state: TenantState) -> int:
-    if state.graph is None:
-        return 0
-    grants = sum(len(node.grants) for node in state.graph.nodes.values())
-    return _ROLE_BYTES * len(state.graph.nodes) + _GRANT_BYTES * grants
+        A graph that is larger than that is needed whole for every check of its tenant; counted in
+        full it would drive out all others, and itself, with each of them.
+        """
+        if state.graph is None:
+            return 0
+        nodes = state.graph.nodes
+        grants = sum(len(node.grants) for node in nodes.values())
+        return min(_ROLE_BYTES * len(nodes) + _GRANT_BYTES * grants, self._half // 4)

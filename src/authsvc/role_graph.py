@@ -30,12 +30,17 @@ def covering(permission: str) -> tuple[str, ...]:
     return (permission, f"{prefix}:*") if colon else (permission,)
 
 
+_MOST_REMEMBERED = 2_000_000
+"""How many names a graph's effective sets may hold together before they are made each time."""
+
+
 class RoleGraph:
     """The loaded roles of one tenant, by id."""
 
     def __init__(self, nodes: Iterable[RoleNode] = ()) -> None:
         self.nodes: dict[int, RoleNode] = {node.id: node for node in nodes}
         self._effective: dict[int, frozenset[str]] = {}
+        self._remembered = 0
 
     def named(self, name: str) -> RoleNode | None:
         """The role of that name, if it was loaded."""
@@ -57,11 +62,10 @@ class RoleGraph:
                     queue.append(parent)
         return came_from
 
-    def path(self, start: int, goal: int) -> tuple[str, ...]:
-        """The names on a shortest way from a role to one it inherits from, both included."""
-        came_from = self.reach(start)
+    def path(self, came_from: Mapping[int, int], goal: int) -> tuple[str, ...]:
+        """The names on a shortest way to a reached role, from where ``reach`` began."""
         names = [self.nodes[goal].name]
-        while goal != start:
+        while goal != came_from[goal]:
             goal = came_from[goal]
             names.append(self.nodes[goal].name)
         return tuple(reversed(names))
@@ -72,13 +76,16 @@ class RoleGraph:
         if known is None:
             reached = self.reach(role_id)
             known = frozenset().union(*(self.nodes[r].grants for r in reached))
-            self._effective[role_id] = known
+            # Deep hierarchies have sets that grow with the square of their roles.
+            self._remembered += len(known)
+            if self._remembered <= _MOST_REMEMBERED:
+                self._effective[role_id] = known
         return known
 
-    def granting(self, role_id: int, permission: str) -> Iterator[tuple[int, str]]:
-        """(role id, grant) for each reached role with a direct grant that covers."""
+    def granting(self, came_from: Mapping[int, int], permission: str) -> Iterator[tuple[int, str]]:
+        """(role id, grant) for each role of a ``reach`` with a direct grant that covers."""
         wanted = covering(permission)
-        for reached in self.reach(role_id):
+        for reached in came_from:
             for grant in wanted:
                 if grant in self.nodes[reached].grants:
                     yield reached, grant

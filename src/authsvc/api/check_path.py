@@ -28,6 +28,7 @@ _question = re.compile(
     rb"/api/has_permission/(%s)/(%s)" % (_NAME % (rb"@+|", 254), rb"(?!\.)[A-Za-z0-9_\-.:]{1,128}")
 ).fullmatch
 _MOST_HEADERS = 10_000
+_PLAIN_HEADER = len(b"Bearer ") + 36
 _UNUSUAL = frozenset(
     {
         b"content-length",
@@ -121,7 +122,8 @@ class CheckPath:
         """Spare the next request with this header its parsing; says nothing about the key."""
         if len(self._digests) >= _MOST_HEADERS:
             self._digests.clear()
-        self._digests[authorization] = digest
+        if len(authorization) <= _PLAIN_HEADER:
+            self._digests[authorization] = digest
 
     async def _send(self, body: bytes, sent_id: bytes | None, send: Send) -> None:
         await send(

@@ -198,7 +198,7 @@ async def load_policy(
     parameters: dict[str, Any] = {"tenant": tenant_id, "names": names}
     if roles is Load.NAMED:
         parameters["wanted"] = sorted(role_names)
-    large = roles is Load.ALL or len(names) > _MANY_USERS
+    large = roles is not Load.NONE or len(names) > _MANY_USERS
     return _assemble(await database.rows(_load_statement(roles), parameters, large=large))
 
 

@@ -9,11 +9,14 @@ from uuid import UUID
 
 from authsvc import decision
 from authsvc.database import Database
-from authsvc.decision_cache import Held, TenantState, allowed
+from authsvc.decision_cache import Held, RoleSet, TenantState, allowed
+from authsvc.errors import Unavailable
 from authsvc.records import Caller, Membership, Stamp
 from authsvc.repositories.policy import NOTHING, Policy, Start, read_policy
 from authsvc.role_graph import RoleGraph, covering
 from authsvc.services.current_state import CurrentState
+
+_MANY_MEMBERSHIPS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +52,37 @@ async def check_now(
     """The answers in order, from memory where it is true, all at the stamp that is returned."""
     found = await _holdings(current, caller, questions)
     if found is None:
-        return await check(current.database, caller.tenant_id, questions, now)
+        answers, stamp = await check(current.database, caller.tenant_id, questions, now)
+        return answers, _not_older(stamp, caller)
     state, graph, held = found
-    answers = [allowed(held[q.user], graph, q.permission, q.scope, now) for q in questions]
+    here = _Here(held, now)
+    answers = [
+        allowed(here.held(q.user, q.scope), graph, q.permission, q.scope, now) for q in questions
+    ]
     return answers, state.stamp
+
+
+class _Here:
+    """Users' holdings by scope, so that many questions do not each go through all of them."""
+
+    def __init__(self, held: dict[str, Held], now: datetime) -> None:
+        self._held = held
+        self._now = now
+        self._by_scope: dict[str, dict[str, tuple[Membership, ...]]] = {}
+
+    def held(self, user: str, scope: str | None) -> Held:
+        """What can matter to a question of this user with this scope."""
+        held = self._held[user]
+        if isinstance(held, RoleSet) or len(held) < _MANY_MEMBERSHIPS:
+            return held
+        groups = self._by_scope.get(user)
+        if groups is None:
+            collected: dict[str, list[Membership]] = {}
+            for m in held:
+                if decision.in_force(m, self._now):
+                    collected.setdefault(m.scope, []).append(m)
+            groups = self._by_scope[user] = {s: tuple(ms) for s, ms in collected.items()}
+        return groups.get("", ()) + (groups.get(scope, ()) if scope else ())
 
 
 async def explain_now(
@@ -61,10 +91,18 @@ async def explain_now(
     """As ``check_now``, with reasons."""
     found = await _holdings(current, caller, questions)
     if found is None:
-        return await explain(current.database, caller.tenant_id, questions, now)
+        reasons, stamp = await explain(current.database, caller.tenant_id, questions, now)
+        return reasons, _not_older(stamp, caller)
     state, graph, held = found
     memberships = {user: state.memberships_of(user, own) for user, own in held.items()}
     return [_explain(memberships[q.user], graph, q, now) for q in questions], state.stamp
+
+
+def _not_older(stamp: Stamp, caller: Caller) -> Stamp:
+    """Refuse what a connection to a server that lags behind has told."""
+    if stamp.revision < caller.stamp.revision:
+        raise Unavailable("The database answered from an earlier state than the primary's")
+    return stamp
 
 
 async def _holdings(

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 from authsvc.database import Database
 from authsvc.decision_cache import MOST_EVENTS, Credential, DecisionCache, Held, TenantState
-from authsvc.errors import Busy
+from authsvc.errors import Busy, Unavailable
 from authsvc.records import Stamp
 from authsvc.repositories.audit import events_since
 from authsvc.repositories.policy import Load, load_policy
@@ -49,6 +49,12 @@ class CurrentState:
         if found is not None:
             tenant_id = found.key.tenant_id
             state, now = await self.state(tenant_id)
+            if found.stamp.revision < state.stamp.revision:
+                # Read before a write, or from a server that lags behind: what came of the key
+                # since is only known by looking again.
+                found = await find_credential(self.database, digest)
+                if found is None or found.stamp.revision < state.stamp.revision:
+                    raise Unavailable
             # Only what is as new as the state may be remembered with it.
             if state.stamp == found.stamp:
                 self._cache.install_credential(state, digest, found)
