@@ -296,3 +296,17 @@ async def test_every_file_of_a_database_in_use_is_private(
     async with tenant.database.read() as tx:
         for pragma, value in (("foreign_keys", 1), ("synchronous", 2), ("journal_mode", "wal")):
             assert (await tx.execute(text(f"PRAGMA {pragma}"))).scalar_one() == value
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+async def test_sqlite_finds_a_users_memberships_by_the_whole_key(database: Database) -> None:
+    """A list of names must not keep SQLite from its index, or a check reads the whole tenant."""
+    from authsvc.repositories.memberships import _OF_USERS_IN_ROLES
+
+    statement = str(_OF_USERS_IN_ROLES.compile(dialect=database.reader.dialect))
+    async with database.reader.connect() as connection:
+        plan = await connection.exec_driver_sql(
+            f"EXPLAIN QUERY PLAN {statement}", (bytes(16), "[]", "[]")
+        )
+        text = " ".join(str(row) for row in plan)
+    assert "user_id=?" in text
