@@ -2,7 +2,7 @@
 PYTHON ?= python3
 DEV := .venv-dev/bin
 
-.PHONY: help run test check bench lock secrets image-proof clean dev
+.PHONY: help run test campaign check bench lock secrets image-proof clean dev
 
 help: ## show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -13,6 +13,17 @@ run: ## start the service on 127.0.0.1:5000 with SQLite, ready to be asked
 
 test: dev ## run every test, on SQLite and on a private PostgreSQL started for it
 	@$(DEV)/pytest
+
+campaign: dev ## the long random histories and made-up requests that `make test` leaves out
+	@$(DEV)/pytest -m campaign
+
+campaign: dev ## check recorded histories of loaded servers under faults (some 15 minutes)
+	@set -e; for nemesis in none slow terminate restart pause; do \
+	    PYTHONPATH=tests $(DEV)/python -m history.run --seconds 60 --nemesis $$nemesis; done
+	@set -e; for nemesis in none pause; do \
+	    PYTHONPATH=tests $(DEV)/python -m history.run --seconds 60 --nemesis $$nemesis \
+	        --engine sqlite; done
+	@PYTHONPATH=tests $(DEV)/python -m history.faults --seconds 120
 
 check: dev ## lint, formatting, types, import direction, locks, Dockerfile, Compose file
 	@$(DEV)/ruff check .
