@@ -16,6 +16,13 @@ test: dev ## run every test, on SQLite and on a private PostgreSQL started for i
 
 campaign: dev ## the long random histories and made-up requests that `make test` leaves out
 	@$(DEV)/pytest -m campaign
+	@PYTHONPATH=tests $(DEV)/python -m history.run --seconds 300 --nemesis slow
+	@set -e; for nemesis in none terminate restart pause; do \
+	    PYTHONPATH=tests $(DEV)/python -m history.run --seconds 60 --nemesis $$nemesis; done
+	@set -e; for nemesis in none pause; do \
+	    PYTHONPATH=tests $(DEV)/python -m history.run --seconds 60 --nemesis $$nemesis \
+	        --engine sqlite; done
+	@PYTHONPATH=tests $(DEV)/python -m history.faults --seconds 120
 
 check: dev ## lint, formatting, types, import direction, locks, Dockerfile, Compose file
 	@$(DEV)/ruff check .
