@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,7 @@ def anchor(name: str, folder: Path, textbook: Path) -> Server:
     return Server(command, environment, "/api/has_permission/nobody/nothing")
 
 
-class Engine:
+class Engine(ABC):
     """authsvc on one engine: a database that is filled first and then served."""
 
     name = ""
@@ -142,17 +143,17 @@ class Engine:
         folder.mkdir()
         self.tenants: dict[str, Tenant] = {}
 
+    @abstractmethod
     def variables(self) -> dict[str, str]:
         """The settings that name the database."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write_rows(self, found: Iterable[tuple[UUID, str, int, str]]) -> None:
         """Write memberships past the service: (tenant id, user, role id, scope) in order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def role_ids(self, tenant_id: UUID) -> dict[str, int]:
         """The stored id of each role by its name."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Give everything up."""
