@@ -298,15 +298,34 @@ async def test_every_file_of_a_database_in_use_is_private(
             assert (await tx.execute(text(f"PRAGMA {pragma}"))).scalar_one() == value
 
 
-@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
-async def test_sqlite_finds_a_users_memberships_by_the_whole_key(database: Database) -> None:
-    """A list of names must not keep SQLite from its index, or a check reads the whole tenant."""
-    from authsvc.repositories.memberships import _OF_USERS_IN_ROLES
-
-    statement = str(_OF_USERS_IN_ROLES.compile(dialect=database.reader.dialect))
+async def plan_of(database: Database, statement: Any) -> str:
+    """How SQLite goes about a statement with two lists."""
+    text = str(statement.compile(dialect=database.reader.dialect))
     async with database.reader.connect() as connection:
-        plan = await connection.exec_driver_sql(
-            f"EXPLAIN QUERY PLAN {statement}", (bytes(16), "[]", "[]")
+        rows = await connection.exec_driver_sql(
+            f"EXPLAIN QUERY PLAN {text}", (bytes(16), "[]", "[]")
         )
-        text = " ".join(str(row) for row in plan)
-    assert "user_id=?" in text
+        return " ".join(str(row) for row in rows)
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+async def test_sqlite_finds_lists_of_names_by_their_index(database: Database) -> None:
+    """Or a check would read the whole tenant."""
+    from authsvc.repositories import grants, memberships
+
+    assert "user_id=? AND role_id=?" in await plan_of(database, memberships._OF_USERS_IN_ROLES)
+    of_roles = await plan_of(database, grants._AMONG)
+    assert "role_id=?" in of_roles
+    assert "permission=?" in of_roles
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+async def test_sqlite_does_not_look_for_every_pair_of_two_long_lists(database: Database) -> None:
+    from authsvc.repositories import grants, memberships
+
+    of_users = await plan_of(database, memberships._OF_USERS_IN_MANY_ROLES)
+    assert "user_id=?" in of_users
+    assert "role_id=?" not in of_users
+    of_roles = await plan_of(database, grants._AMONG_MANY)
+    assert "role_id=?" in of_roles
+    assert "permission=?" not in of_roles

@@ -12,10 +12,13 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
 from authsvc.database import Database, refusals
-from authsvc.errors import SchemaError, SettingsError
+from authsvc.errors import Busy, SchemaError, SettingsError
 
 # "authsvc migrations" in ASCII: two migrations of one database wait for each other.
 _ADVISORY_LOCK = 0x6175746873766D67
+
+_ATTEMPTS = 15
+"""Each waits for as long as a lock is waited for at all."""
 
 _RUNTIME_RIGHTS = "SELECT, INSERT, UPDATE, DELETE"
 
@@ -86,10 +89,17 @@ async def migrate(database: Database) -> tuple[str | None, str]:
             command.upgrade(alembic_config(connection), "head")
         return before
 
-    with refusals():
-        async with database.writer.begin() as connection:
-            before = await connection.run_sync(upgrade)
-    return before, head_revision()
+    attempts = 0
+    while True:
+        try:
+            with refusals():
+                async with database.writer.begin() as connection:
+                    return await connection.run_sync(upgrade), head_revision()
+        except Busy:
+            # Another migration of the same SQLite file: it takes as long as it takes.
+            attempts += 1
+            if attempts == _ATTEMPTS:
+                raise
 
 
 async def grant_to(database: Database, role: str) -> None:

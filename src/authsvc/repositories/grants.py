@@ -8,16 +8,18 @@ from uuid import UUID
 from sqlalchemy import bindparam, delete, insert, select
 
 from authsvc import models
-from authsvc.column_types import IdList, TextList, one_of
+from authsvc.column_types import MANY_PAIRS, IdList, TextList, also_one_of, one_of
 from authsvc.database import Transaction
 
 _grant = models.role_permission
 
-_AMONG = select(_grant.c.role_id, _grant.c.permission).where(
+_OF_ROLES = select(_grant.c.role_id, _grant.c.permission).where(
     _grant.c.tenant_id == bindparam("tenant"),
     one_of(_grant.c.role_id, bindparam("roles", type_=IdList)),
-    one_of(_grant.c.permission, bindparam("permissions", type_=TextList)),
 )
+_permissions = bindparam("permissions", type_=TextList)
+_AMONG = _OF_ROLES.where(one_of(_grant.c.permission, _permissions))
+_AMONG_MANY = _OF_ROLES.where(also_one_of(_grant.c.permission, _permissions))
 _OF_ROLE = (
     select(_grant.c.permission)
     .where(
@@ -39,13 +41,10 @@ class Grants:
         self, role_ids: Iterable[int], permissions: Iterable[str]
     ) -> set[tuple[int, str]]:
         """The stored grants with one of these roles and one of these permissions."""
+        roles, names = sorted(role_ids), sorted(permissions)
         found = await self._tx.execute(
-            _AMONG,
-            {
-                "tenant": self._tenant,
-                "roles": sorted(role_ids),
-                "permissions": sorted(permissions),
-            },
+            _AMONG if len(roles) * len(names) <= MANY_PAIRS else _AMONG_MANY,
+            {"tenant": self._tenant, "roles": roles, "permissions": names},
         )
         return {(row.role_id, row.permission) for row in found}
 

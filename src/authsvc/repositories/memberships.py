@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from authsvc import models
-from authsvc.column_types import IdList, TextList, UtcDateTime, one_of
+from authsvc.column_types import MANY_PAIRS, IdList, TextList, UtcDateTime, also_one_of, one_of
 from authsvc.database import Transaction
 from authsvc.records import Membership
 
@@ -46,6 +46,9 @@ _from_user: BindParameter[str] = bindparam("from_user")
 
 _OF_USERS = select(_member).where(_tenant, _users)
 _OF_USERS_IN_ROLES = select(_member).where(_tenant, _users, _roles)
+_OF_USERS_IN_MANY_ROLES = select(_member).where(
+    _tenant, _users, also_one_of(_member.c.role_id, bindparam("roles", type_=IdList))
+)
 _OF_USER_PAGE = (
     select(_member)
     .where(
@@ -76,7 +79,7 @@ _HOLDERS_IN_ORDER = (
     .distinct()
     .where(
         _tenant,
-        one_of(_member.c.role_id + 0, bindparam("roles", type_=IdList)),
+        also_one_of(_member.c.role_id, bindparam("roles", type_=IdList)),
         _member.c.user_id >= _from_user,
         _now_in_scope,
     )
@@ -129,7 +132,10 @@ class Memberships:
 
     async def of_users_in(self, users: Iterable[str], role_ids: Iterable[int]) -> list[Membership]:
         """What these users hold of these roles, in force or not."""
-        return await self._records(_OF_USERS_IN_ROLES, users=sorted(users), roles=sorted(role_ids))
+        names, roles = sorted(users), sorted(role_ids)
+        few = len(names) * len(roles) <= MANY_PAIRS
+        statement = _OF_USERS_IN_ROLES if few else _OF_USERS_IN_MANY_ROLES
+        return await self._records(statement, users=names, roles=roles)
 
     async def of_user_page(self, user: str, after: tuple[int, str], most: int) -> list[Membership]:
         """A user's stored rows in the order (role id, scope), from the one after ``after``."""

@@ -31,7 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.selectable import CompoundSelect
 
 from authsvc import models
-from authsvc.column_types import TextList, UtcDateTime, one_of
+from authsvc.column_types import TextList, UtcDateTime, also_one_of, one_of
 from authsvc.database import Database, Transaction
 from authsvc.records import EMPTY, Membership, Stamp
 from authsvc.role_graph import RoleGraph, RoleNode
@@ -44,6 +44,14 @@ class Start(Enum):
     ROLES = "the roles with these names, and what they inherit"
     ROLES_DOWN = "the roles with these names, and what inherits from them"
     GRANTS_DOWN = "the roles with one of these grants, and what inherits from them"
+
+
+class Wanted(Enum):
+    """Which grants of the roles are read."""
+
+    ALL = "every grant"
+    FEW = "a few, each of which is looked for in every role"
+    MANY = "those of a list that every grant is compared with"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +111,7 @@ def _members_part() -> Select[Any]:
 
 
 @cache
-def _statement(start: Start, some_grants_only: bool) -> CompoundSelect[Any]:
+def _statement(start: Start, wanted: Wanted) -> CompoundSelect[Any]:
     role, edge, grant, member = (
         models.role,
         models.role_parent,
@@ -134,8 +142,10 @@ def _statement(start: Start, some_grants_only: bool) -> CompoundSelect[Any]:
         .join(reached, grant.c.role_id == reached.c.id)
         .where(grant.c.tenant_id == _tenant)
     )
-    if some_grants_only:
+    if wanted is Wanted.FEW:
         grants = grants.where(one_of(grant.c.permission, _wanted))
+    elif wanted is Wanted.MANY:
+        grants = grants.where(also_one_of(grant.c.permission, _wanted))
     parts = [
         _head_part(),
         _tagged("role", id=role.c.id, text=role.c.name)
@@ -184,6 +194,7 @@ def _load_statement(roles: Load) -> CompoundSelect[Any]:
 
 
 _MANY_USERS = 200
+_FEW_GRANTS = 8
 
 
 async def load_policy(
@@ -243,6 +254,13 @@ def _parameters(
     return parameters
 
 
+def _wanting(parameters: Mapping[str, Any]) -> Wanted:
+    names = parameters.get("wanted")
+    if names is None:
+        return Wanted.ALL
+    return Wanted.FEW if len(names) <= _FEW_GRANTS else Wanted.MANY
+
+
 async def read_policy(
     database: Database,
     tenant_id: UUID,
@@ -252,7 +270,7 @@ async def read_policy(
 ) -> Policy:
     """Read outside of any transaction. ``grants``: which to read, None for all of them."""
     parameters = _parameters(tenant_id, names, grants)
-    statement = _statement(start, grants is not None)
+    statement = _statement(start, _wanting(parameters))
     large = len(parameters["names"]) > _MANY_USERS
     return _assemble(await database.rows(statement, parameters, large=large))
 
@@ -268,7 +286,6 @@ class Policies:
         self, start: Start, names: Iterable[str], grants: Iterable[str] | None = None
     ) -> Policy:
         """The policy from these names on; ``grants`` as in ``read_policy``."""
-        found = await self._tx.execute(
-            _statement(start, grants is not None), _parameters(self._tenant, names, grants)
-        )
+        parameters = _parameters(self._tenant, names, grants)
+        found = await self._tx.execute(_statement(start, _wanting(parameters)), parameters)
         return _assemble(found)
