@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
+import asyncpg
 import pytest
 
 from authsvc.errors import Unavailable
 from authsvc.records import EMPTY, Change, Stamp
-from authsvc.revision_gate import Gate, PostgresGate, SqliteGate
+from authsvc.revision_gate import Gate, Now, PostgresGate, SqliteGate
 from conftest import ControlledClock, Storage, TenantAtWork, connect_driver
 
 TENANT = uuid.UUID("5f0c2e7e-6c5a-4b6e-9d3e-0c8f6f1f5a10")
@@ -51,13 +52,24 @@ class SlowDatabase:
     def terminate(self) -> None:
         self.terminated = True
 
-    async def fetch(self, _query: str, tenants: list[uuid.UUID]) -> list[Any]:
+    async def execute(self, _command: str) -> None:
+        pass
+
+    async def prepare(self, _query: str) -> SlowDatabase:
+        return self
+
+    async def fetch(self, asked: uuid.UUID | list[uuid.UUID]) -> list[Any]:
         # A database answers from its state at some moment of the read; the earliest is the worst.
         seen = self.revision
+        tenants = asked if isinstance(asked, list) else [asked]
         self.started.append(tenants)
-        await self.release.acquire()
-        rows: list[Any] = [(tenant, seen, b"h%d" % seen, self.standby, AT) for tenant in tenants]
-        return [*rows, (None, None, None, self.standby, AT)]
+        released = asyncio.ensure_future(self.release.acquire())
+        while not released.done():
+            if self.terminated:
+                released.cancel()
+                raise asyncpg.ConnectionDoesNotExistError("closed in the middle of a read")
+            await asyncio.sleep(0.001)
+        return [(tenant, seen, b"h%d" % seen, self.standby, AT) for tenant in tenants]
 
 
 def gate_over(database: SlowDatabase) -> PostgresGate:
@@ -188,6 +200,55 @@ async def test_every_commit_is_seen_at_once(
         assert (await gate.current(tenant.id)).stamp == outcome.stamp
 
 
+def sqlite_file(template: Any, folder: Any) -> tuple[Any, sqlite3.Connection]:
+    """A file with one tenant at revision 1, and a connection that writes to it."""
+    path = folder / "auth.sqlite3"
+    path.write_bytes(template.read_bytes())
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("PRAGMA journal_mode=WAL")
+    writer.execute(
+        "INSERT INTO tenant (id, name, created_at, settings, token_generation)"
+        " VALUES (?, 't', '2026-01-01 00:00:00.000000', '{}', 0)",
+        (TENANT.bytes,),
+    )
+    writer.execute("INSERT INTO tenant_head VALUES (?, 1, ?)", (TENANT.bytes, bytes(32)))
+    return path, writer
+
+
+async def told_after_commits(gate: SqliteGate, writer: sqlite3.Connection) -> list[int]:
+    """What a gate tells to requests that each come in a turn of the loop after a commit."""
+    told = []
+    for revision in range(2, 6):
+        writer.execute("UPDATE tenant_head SET revision = ?", (revision,))
+        asyncio.get_running_loop().call_soon(lambda: None)
+        await asyncio.sleep(0)
+        told.append((await gate.current(TENANT)).stamp.revision)
+    return told
+
+
+async def test_on_sqlite_a_read_is_shared_within_a_turn_of_the_loop_and_no_longer(
+    sqlite_template: Any, tmp_path: Any, clock: ControlledClock
+) -> None:
+    path, writer = sqlite_file(sqlite_template, tmp_path)
+    gate = SqliteGate(path, clock)
+    together = await asyncio.gather(*(gate.current(TENANT) for _ in range(20)))
+    assert {now.read for now in together} == {1}
+    assert await told_after_commits(gate, writer) == [2, 3, 4, 5]
+
+    class Never(dict[uuid.UUID, Now]):
+        def clear(self) -> None:
+            pass
+
+    keeping = SqliteGate(path, clock)
+    keeping._shared = Never()
+    writer.execute("UPDATE tenant_head SET revision = 1")
+    await keeping.current(TENANT)
+    assert await told_after_commits(keeping, writer) == [1, 1, 1, 1]
+    gate.close()
+    keeping.close()
+    writer.close()
+
+
 async def test_the_instant_is_the_clocks(
     gate: Gate, tenant: TenantAtWork, clock: ControlledClock
 ) -> None:
@@ -199,16 +260,7 @@ async def test_sqlite_reads_the_version_before_the_revision(
     sqlite_template: Any, tmp_path: Any, clock: ControlledClock
 ) -> None:
     """A commit between the two reads must leave the remembered version the older one."""
-    path = tmp_path / "auth.sqlite3"
-    path.write_bytes(sqlite_template.read_bytes())
-    writer = sqlite3.connect(path, isolation_level=None)
-    writer.execute("PRAGMA journal_mode=WAL")
-    writer.execute(
-        "INSERT INTO tenant (id, name, created_at, settings, token_generation)"
-        " VALUES (?, 't', '2026-01-01 00:00:00.000000', '{}', 0)",
-        (TENANT.bytes,),
-    )
-    writer.execute("INSERT INTO tenant_head VALUES (?, 1, ?)", (TENANT.bytes, bytes(32)))
+    path, writer = sqlite_file(sqlite_template, tmp_path)
 
     class Interrupted(SqliteGate):
         """A commit comes right after the gate has read."""

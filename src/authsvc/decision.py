@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Literal
 
 from authsvc.records import Membership
-from authsvc.role_graph import RoleGraph, covering
+from authsvc.role_graph import RoleGraph
 
 Reason = Literal[
     "no_such_user",
@@ -63,9 +63,9 @@ def allowed(
     now: datetime,
 ) -> bool:
     """Whether any membership in force and in scope leads to a grant that covers."""
-    wanted = covering(permission)
+    wanted = graph.wanted(permission)
     return any(
-        not graph.effective(m.role_id).isdisjoint(wanted)
+        graph.mask(m.role_id) & wanted
         for m in memberships
         if in_scope(m, scope) and in_force(m, now)
     )
@@ -111,8 +111,8 @@ def denial(
     held_ever = list(memberships)
     if not held_ever:
         return "no_such_user"
-    wanted = covering(permission)
-    granting = [m for m in held_ever if not graph.effective(m.role_id).isdisjoint(wanted)]
+    wanted = graph.wanted(permission)
+    granting = [m for m in held_ever if graph.mask(m.role_id) & wanted]
     if any(in_force(m, now) for m in granting):
         return "out_of_scope"
     here = [m for m in granting if in_scope(m, scope)] or granting

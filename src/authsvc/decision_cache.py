@@ -17,7 +17,7 @@ from uuid import UUID
 from authsvc import decision
 from authsvc.audit_chain import first_broken, read_payload
 from authsvc.records import AuditEvent, ClientKey, Membership, Stamp
-from authsvc.role_graph import RoleGraph, RoleNode, covering
+from authsvc.role_graph import RoleGraph, RoleNode, RoleSet
 
 MOST_DIRTY = 200
 """With more roles to load anew than this, the whole graph is."""
@@ -39,15 +39,6 @@ class Credential:
     key: ClientKey
     stamp: Stamp
     disabled_at: datetime | None
-
-
-class RoleSet:
-    """The roles of all users who hold just these, everywhere and always: shared between them."""
-
-    __slots__ = ("role_ids",)
-
-    def __init__(self, role_ids: tuple[int, ...]) -> None:
-        self.role_ids = role_ids
 
 
 Held = RoleSet | tuple[Membership, ...]
@@ -157,8 +148,7 @@ def allowed(
 ) -> bool:
     """The decision about what a user holds; equal to ``decision.allowed`` by construction."""
     if isinstance(held, RoleSet):
-        wanted = covering(permission)
-        return any(not graph.effective(role_id).isdisjoint(wanted) for role_id in held.role_ids)
+        return graph.mask_of_all(held) & graph.wanted(permission) != 0
     return decision.allowed(held, graph, permission, scope, now)
 
 

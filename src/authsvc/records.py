@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 Item = TypeVar("Item")
@@ -25,8 +25,7 @@ COVERED_BY: dict[str, frozenset[str]] = {
 """Scope asked for -> the scopes any of which grants it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
+class Stamp(NamedTuple):
     """One state of one tenant: its policy counter and the hash of its newest audit event.
 
     Equal numbers with different heads are different states (a failover that lost a tail, a

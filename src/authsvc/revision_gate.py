@@ -56,6 +56,7 @@ class SqliteGate:
         self._connection: sqlite3.Connection | None = None
         self._version = -1
         self._stamps: dict[UUID, Stamp] = {}
+        self._shared: dict[UUID, Now] = {}
         self.reads = 0
 
     def now(self, tenant_id: UUID) -> Now:
@@ -78,8 +79,19 @@ class SqliteGate:
         return Now(stamp, self.reads, self._clock())
 
     async def current(self, tenant_id: UUID) -> Now:
-        """As ``now``."""
-        return self.now(tenant_id)
+        """As ``now``, shared by the requests that had all come before this read.
+
+        The loop takes in what clients have sent and only then, in its next turn, goes on with the
+        requests it has: whoever asks in the same turn as this had come before the read, and what
+        comes later asks in a later turn. By then the read is forgotten, since the call that
+        forgets it is the first to be queued for that turn.
+        """
+        found = self._shared.get(tenant_id)
+        if found is None:
+            if not self._shared:
+                asyncio.get_running_loop().call_soon(self._shared.clear)
+            found = self._shared[tenant_id] = self.now(tenant_id)
+        return found
 
     def _open(self) -> sqlite3.Connection:
         self._connection = sqlite3.connect(
@@ -107,11 +119,20 @@ class SqliteGate:
         self.close()
 
 
-_QUERY = (
-    "SELECT tenant_id, revision, head, pg_is_in_recovery(), clock_timestamp()"
-    " FROM tenant_head WHERE tenant_id = ANY($1::uuid[])"
-    " UNION ALL SELECT NULL, NULL, NULL, pg_is_in_recovery(), clock_timestamp()"
+# Both answer for tenants that are not there. The usual case, one tenant, has a statement of its own
+# because an array costs as much again as all the rest.
+_ONE = (
+    "SELECT $1::uuid, h.revision, h.head, pg_is_in_recovery(), clock_timestamp()"
+    " FROM (SELECT) AS always LEFT JOIN tenant_head h ON h.tenant_id = $1"
 )
+_SEVERAL = (
+    "SELECT asked.id, h.revision, h.head, pg_is_in_recovery(), clock_timestamp()"
+    " FROM unnest($1::uuid[]) AS asked (id) LEFT JOIN tenant_head h ON h.tenant_id = asked.id"
+)
+# Otherwise the server plans the second anew each time.
+_PLAN_ONCE = "SET plan_cache_mode = force_generic_plan"
+
+_Waiters = list[tuple[UUID, asyncio.Future[Now]]]
 
 
 class PostgresGate:
@@ -128,7 +149,12 @@ class PostgresGate:
         self._connect = connect
         self._clock = clock
         self._connection: Any = None
-        self._waiting: list[tuple[UUID, asyncio.Future[Now]]] = []
+        self._one: Any = None
+        self._several: Any = None
+        self._waiting: _Waiters = []
+        self._served: _Waiters = []
+        self._due = 0.0
+        self._watch: asyncio.TimerHandle | None = None
         self._asked = asyncio.Event()
         self._owner: asyncio.Task[None] | None = None
         self.reads = 0
@@ -148,68 +174,96 @@ class PostgresGate:
             self._owner.cancel()
             await asyncio.wait([self._owner])
             self._owner = None
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
         self._drop()
         self._refuse(self._take())
 
     async def _own(self) -> None:
         while True:
             await self._asked.wait()
-            waiters = self._take()
+            self._served = self._take()
+            self._set_deadline()
             try:
-                async with asyncio.timeout(DEADLINE_SECONDS):
-                    if self._connection is None or self._connection.is_closed():
-                        self._connection = await self._connect()
+                if self._connection is None or self._connection.is_closed():
+                    await self._open()
                     # Whoever asked while the connection was made is served by this read too.
-                    waiters += self._take()
-                    self.reads += 1
-                    number = self.reads
-                    rows = await self._connection.fetch(
-                        _QUERY, list({tenant_id for tenant_id, _ in waiters})
-                    )
+                    self._served += self._take()
+                self.reads += 1
+                number = self.reads
+                tenants = {tenant_id for tenant_id, _ in self._served}
+                if len(tenants) == 1:
+                    rows = await self._one.fetch(*tenants)
+                else:
+                    rows = await self._several.fetch(list(tenants))
+                self._answer(self._served, rows, number)
             except asyncio.CancelledError:
-                self._refuse(waiters)
+                self._refuse(self._served)
                 raise
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
                 log.warning("gate_refused", kind=type(error).__name__)
                 self._drop()
-                self._refuse(waiters)
+                self._refuse(self._served)
             except Exception:
                 log.exception("gate_failed")
                 self._drop()
-                self._refuse(waiters)
-            else:
-                self._answer(waiters, rows, number)
+                self._refuse(self._served)
+            self._served = []
 
-    def _take(self) -> list[tuple[UUID, asyncio.Future[Now]]]:
+    async def _open(self) -> None:
+        self._connection = await self._connect()
+        await self._connection.execute(_PLAN_ONCE)
+        self._one = await self._connection.prepare(_ONE)
+        self._several = await self._connection.prepare(_SEVERAL)
+
+    def _set_deadline(self) -> None:
+        """The read that begins now may take this long. One timer is kept for all of them."""
+        loop = asyncio.get_running_loop()
+        self._due = loop.time() + DEADLINE_SECONDS
+        if self._watch is None:
+            self._watch = loop.call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        """Refuse those who have waited too long, and give up the connection that made them wait."""
+        self._watch = None
+        if not self._served:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._due:
+            self._watch = loop.call_at(self._due, self._look)
+            return
+        log.warning("gate_refused", kind="deadline")
+        self._refuse(self._served)
+        if self._connection is not None:
+            # Whoever reads from it is told so.
+            self._connection.terminate()
+
+    def _take(self) -> _Waiters:
         waiters, self._waiting = self._waiting, []
         self._asked.clear()
         return waiters
 
-    def _answer(
-        self,
-        waiters: list[tuple[UUID, asyncio.Future[Now]]],
-        rows: list[Any],
-        number: int,
-    ) -> None:
-        *found, (_, _, _, standby, at) = rows
-        if standby:
+    def _answer(self, waiters: _Waiters, rows: list[Any], number: int) -> None:
+        if any(standby for _, _, _, standby, _ in rows):
             log.warning("gate_refused", kind="standby")
             self._drop()
             self._refuse(waiters)
             return
-        if self._clock is not None:
-            at = self._clock()
         answers = {
-            tenant_id: Now(Stamp(revision, head), number, at)
-            for tenant_id, revision, head, _, _ in found
+            tenant_id: Now(
+                EMPTY if revision is None else Stamp(revision, head),
+                number,
+                at if self._clock is None else self._clock(),
+            )
+            for tenant_id, revision, head, _, at in rows
         }
-        missing = Now(EMPTY, number, at)
         for tenant_id, future in waiters:
             if not future.done():
-                future.set_result(answers.get(tenant_id, missing))
+                future.set_result(answers[tenant_id])
 
     @staticmethod
-    def _refuse(waiters: list[tuple[UUID, asyncio.Future[Now]]]) -> None:
+    def _refuse(waiters: _Waiters) -> None:
         for _, future in waiters:
             if not future.done():
                 future.set_exception(Unavailable())

@@ -30,16 +30,31 @@ def covering(permission: str) -> tuple[str, ...]:
     return (permission, f"{prefix}:*") if colon else (permission,)
 
 
-_MOST_REMEMBERED = 2_000_000
-"""How many names a graph's effective sets may hold together before they are made each time."""
+_MASK_BYTES = 16 * 1024 * 1024
+"""How many bytes of masks a graph remembers before it begins anew."""
+
+
+class RoleSet:
+    """The roles of all users who hold just these, everywhere and always: shared between them."""
+
+    __slots__ = ("role_ids",)
+
+    def __init__(self, role_ids: tuple[int, ...]) -> None:
+        self.role_ids = role_ids
 
 
 class RoleGraph:
-    """The loaded roles of one tenant, by id."""
+    """The loaded roles of one tenant, by id.
+
+    Decisions compare *masks*: whole numbers in which each name that is granted to any role of
+    this graph has a bit of its own. Masks of two graphs do not compare.
+    """
 
     def __init__(self, nodes: Iterable[RoleNode] = ()) -> None:
         self.nodes: dict[int, RoleNode] = {node.id: node for node in nodes}
-        self._effective: dict[int, frozenset[str]] = {}
+        granted = dict.fromkeys(grant for node in self.nodes.values() for grant in node.grants)
+        self._bits: dict[str, int] = {grant: bit for bit, grant in enumerate(granted)}
+        self._masks: dict[int | str | RoleSet, int] = {}
         self._remembered = 0
 
     def named(self, name: str) -> RoleNode | None:
@@ -72,15 +87,48 @@ class RoleGraph:
 
     def effective(self, role_id: int) -> frozenset[str]:
         """Every grant the role has, its own and inherited."""
-        known = self._effective.get(role_id)
+        return frozenset().union(*(self.nodes[reached].grants for reached in self.reach(role_id)))
+
+    def wanted(self, permission: str) -> int:
+        """The mask of the grants that cover a permission; 0 if no role of the graph has one."""
+        known = self._masks.get(permission)
         if known is None:
-            reached = self.reach(role_id)
-            known = frozenset().union(*(self.nodes[r].grants for r in reached))
-            # Deep hierarchies have sets that grow with the square of their roles.
-            self._remembered += len(known)
-            if self._remembered <= _MOST_REMEMBERED:
-                self._effective[role_id] = known
+            bits = (self._bits.get(grant) for grant in covering(permission))
+            known = sum(1 << bit for bit in bits if bit is not None)
+            # Questions about what nobody has are without number.
+            if known:
+                self._remember(permission, known)
         return known
+
+    def mask(self, role_id: int) -> int:
+        """Every grant the role has, its own and inherited, as a mask."""
+        known = self._masks.get(role_id)
+        if known is None:
+            made = bytearray(len(self._bits) // 8 + 1)
+            for reached in self.reach(role_id):
+                for grant in self.nodes[reached].grants:
+                    bit = self._bits[grant]
+                    made[bit >> 3] |= 1 << (bit & 7)
+            known = self._remember(role_id, int.from_bytes(made, "little"))
+        return known
+
+    def mask_of_all(self, roles: RoleSet) -> int:
+        """What the roles of the set have together, as a mask."""
+        known = self._masks.get(roles)
+        if known is None:
+            known = 0
+            for role_id in roles.role_ids:
+                known |= self.mask(role_id)
+            self._remember(roles, known)
+        return known
+
+    def _remember(self, key: int | str | RoleSet, mask: int) -> int:
+        self._remembered += (mask.bit_length() >> 3) + 100
+        if self._remembered > _MASK_BYTES:
+            self._masks.clear()
+            self._remembered = 0
+        self._masks[key] = mask
+        return mask
 
     def granting(self, came_from: Mapping[int, int], permission: str) -> Iterator[tuple[int, str]]:
         """(role id, grant) for each role of a ``reach`` with a direct grant that covers."""

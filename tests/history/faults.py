@@ -104,15 +104,14 @@ def _freeze_gate() -> None:
     seen: dict[UUID, deque[tuple[float, Any]]] = {}
 
     def delayed(self: PostgresGate, waiters: list[Any], rows: list[Any], number: int) -> None:
-        *found, last = rows
         shown_rows = []
-        for row in found:
+        for row in rows:
             past = seen.setdefault(row[0], deque())
             past.append((time.monotonic(), row))
             while len(past) > 1 and past[1][0] < time.monotonic() - _FROZEN_SECONDS:
                 past.popleft()
             shown_rows.append(past[0][1])
-        answer(self, waiters, [*shown_rows, last], number)
+        answer(self, waiters, shown_rows, number)
 
     PostgresGate._answer = delayed  # type: ignore[method-assign]
 

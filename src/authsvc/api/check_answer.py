@@ -15,10 +15,19 @@ _BODIES = {
 }
 
 
+_latest: tuple[datetime | None, bytes] = (None, b"")
+
+
 def check_body(allowed: bool, revision: int, at: datetime) -> bytes:
     """The envelope around ``{"has_permission": allowed}``."""
-    return b'%s%d,"timestamp":"%s"}' % (
-        _BODIES[allowed],
-        revision,
-        timestamp(at).encode("ascii"),
-    )
+    return b'%s%d,"timestamp":"%s"}' % (_BODIES[allowed], revision, _written(at))
+
+
+def _written(at: datetime) -> bytes:
+    """The timestamp; written once for all the checks that one gate read serves."""
+    global _latest
+    known, text = _latest
+    if known is not at:
+        text = timestamp(at).encode("ascii")
+        _latest = (at, text)
+    return text

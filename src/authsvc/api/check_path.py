@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -21,14 +22,13 @@ from authsvc.errors import AuthsvcError
 from authsvc.services.authentication import may_check, presented_key
 from authsvc.services.current_state import CurrentState
 
-# Only characters that names may have, and the escapes of those that clients tend to escape;
-# '.' and '..' are nobody's name, so a name that begins with a dot goes the ordinary way.
-_NAME = rb"(?!\.)(?:[A-Za-z0-9_\-.:%s]|%%(?:40|2[Bb]|3[Aa]|7[Cc])){1,%d}"
-_question = re.compile(
-    rb"/api/has_permission/(%s)/(%s)" % (_NAME % (rb"@+|", 254), rb"(?!\.)[A-Za-z0-9_\-.:]{1,128}")
-).fullmatch
-_MOST_HEADERS = 10_000
+T = TypeVar("T", bytes, str)
+
+_PREFIX = b"/api/has_permission/"
+_permission_name = re.compile(rb"(?!\.)[A-Za-z0-9_\-.:]{1,128}").fullmatch
+_MOST_REMEMBERED = 10_000
 _PLAIN_HEADER = len(b"Bearer ") + 36
+_READ = frozenset({b"authorization", b"host", b"x-request-id"})
 _UNUSUAL = frozenset(
     {
         b"content-length",
@@ -60,17 +60,19 @@ class CheckPath:
         self._request_id_of = request_id_of
         self._hosts = frozenset(host.encode() for host in allowed_hosts)
         self._digests: dict[bytes, bytes] = {}
+        self._permissions: dict[bytes, str] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (
             scope["type"] == "http"
+            and (path := scope.get("raw_path") or b"").startswith(_PREFIX)
             and scope["method"] == "GET"
             and not scope["query_string"]
             and not scope.get("root_path")
-            and (asked := _question(scope.get("raw_path") or b"")) is not None
             and (given := self._given(scope)) is not None
         ):
-            body = await self._answer(asked[1], asked[2], given[0])
+            user, _, permission = path[len(_PREFIX) :].partition(b"/")
+            body = await self._answer(user, permission, given[0])
             if body is not None:
                 await self._send(body, given[1], send)
                 return
@@ -80,16 +82,17 @@ class CheckPath:
         """The credential's header and the request id sent; None where a header wants more."""
         authorization = sent_id = host = None
         for name, value in scope["headers"]:
-            if name == b"authorization":
-                if authorization is not None:
-                    return None
-                authorization = value
-            elif name == b"host":
-                if host is not None:
-                    return None
-                host = value
-            elif name == b"x-request-id":
-                sent_id = value
+            if name in _READ:
+                if name == b"authorization":
+                    if authorization is not None:
+                        return None
+                    authorization = value
+                elif name == b"host":
+                    if host is not None:
+                        return None
+                    host = value
+                else:
+                    sent_id = value
             elif name in _UNUSUAL:
                 return None
         if authorization is None or (self._hosts and host not in self._hosts):
@@ -98,10 +101,12 @@ class CheckPath:
 
     async def _answer(self, user: bytes, permission: bytes, authorization: bytes) -> bytes | None:
         """The body of the answer, or None if it is not to be had from memory."""
+        # '.' and '..' mean something in a path: what begins with a dot goes the ordinary way.
+        wanted = self._permissions.get(permission) or self._named(permission)
+        if wanted is None or user.startswith(b"."):
+            return None
         try:
-            digest = self._digests.get(authorization)
-            if digest is None:
-                digest = digest_of(presented_key((authorization.decode("latin-1"),)))
+            digest = self._digests.get(authorization) or self._digest(authorization)
             glance = await self._current.glance(digest)
         except AuthsvcError:
             # A refusal is the ordinary route's to word.
@@ -109,21 +114,25 @@ class CheckPath:
         if glance is None:
             return None
         state, credential, at = glance
-        if not may_check(credential, at):
-            return None
-        self._remember(authorization, digest)
+        # What is not a name is nobody's whose holdings could be remembered.
         held = self._current.remembered(state, _decoded(user))
-        if held is None or state.graph is None or state.dirty:
+        graph = state.graph
+        if held is None or graph is None or state.dirty or not may_check(credential, at):
             return None
-        answer = allowed(held, state.graph, permission.decode("ascii"), None, at)
-        return check_body(answer, state.stamp.revision, at)
+        return check_body(allowed(held, graph, wanted, None, at), state.stamp.revision, at)
 
-    def _remember(self, authorization: bytes, digest: bytes) -> None:
-        """Spare the next request with this header its parsing; says nothing about the key."""
-        if len(self._digests) >= _MOST_HEADERS:
-            self._digests.clear()
+    def _named(self, sent: bytes) -> str | None:
+        """The permission a path asks for; None if it is not a name as it stands."""
+        if _permission_name(sent) is None:
+            return None
+        return _remember(self._permissions, sent, sent.decode("ascii"))
+
+    def _digest(self, authorization: bytes) -> bytes:
+        """The digest of the key in a header. Says nothing about the key. Raises Unauthorized."""
+        digest = digest_of(presented_key((authorization.decode("latin-1"),)))
         if len(authorization) <= _PLAIN_HEADER:
-            self._digests[authorization] = digest
+            _remember(self._digests, authorization, digest)
+        return digest
 
     async def _send(self, body: bytes, sent_id: bytes | None, send: Send) -> None:
         await send(
@@ -141,11 +150,20 @@ class CheckPath:
         await send({"type": "http.response.body", "body": body})
 
 
+def _remember(memory: dict[bytes, T], key: bytes, value: T) -> T:
+    """Spare the next request that sends the same its parsing."""
+    if len(memory) >= _MOST_REMEMBERED:
+        memory.clear()
+    memory[key] = value
+    return value
+
+
 def _decoded(name: bytes) -> str:
+    """The name in a path, with the escapes undone that clients tend to use in names."""
     if b"%" in name:
         for escape, plain in _ESCAPES:
             name = name.replace(escape, plain)
-    return name.decode("ascii")
+    return name.decode("latin-1")
 
 
 _ESCAPES = (

@@ -9,11 +9,11 @@ from uuid import UUID
 
 from authsvc import decision
 from authsvc.database import Database
-from authsvc.decision_cache import Held, RoleSet, TenantState, allowed
+from authsvc.decision_cache import Held, TenantState, allowed
 from authsvc.errors import Unavailable
 from authsvc.records import Caller, Membership, Stamp
 from authsvc.repositories.policy import NOTHING, Policy, Start, read_policy
-from authsvc.role_graph import RoleGraph, covering
+from authsvc.role_graph import RoleGraph, RoleSet, covering
 from authsvc.services.current_state import CurrentState
 
 _MANY_MEMBERSHIPS = 20

@@ -64,7 +64,8 @@ class Questions:
     async def user_permissions(self, user: str, page: Page) -> Listing[str]:
         """Every grant that reaches the user, each once, sorted; wildcards as they are."""
         held, policy = await self._of_user(user)
-        names = {name for m in held for name in policy.graph.effective(m.role_id)}
+        direct = {m.role_id for m in held}
+        names = {name for role_id in direct for name in policy.graph.effective(role_id)}
         question = ["user_permissions", user, self._scope or ""]
         return await list_names(question, page, sorted(names), policy.stamp)
 

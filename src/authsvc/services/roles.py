@@ -92,10 +92,9 @@ async def role_has_permission(
     """Whether a grant of the role, its own or inherited, covers the permission."""
     if tenant_id is None:
         return False, EMPTY
-    wanted = covering(permission)
-    policy = await Policies(tx, tenant_id).read(Start.ROLES, [role], wanted)
+    policy = await Policies(tx, tenant_id).read(Start.ROLES, [role], covering(permission))
     node = policy.graph.named(role)
-    has = node is not None and not policy.graph.effective(node.id).isdisjoint(wanted)
+    has = node is not None and policy.graph.mask(node.id) & policy.graph.wanted(permission) != 0
     return has, policy.stamp
 
 
