@@ -93,7 +93,7 @@ class RoleGraph:
         """The mask of the grants that cover a permission; 0 if no role of the graph has one."""
         known = self._masks.get(permission)
         if known is None:
-            bits = (self._bits.get(grant) for grant in covering(permission))
+            bits = {self._bits.get(grant) for grant in covering(permission)}
             known = sum(1 << bit for bit in bits if bit is not None)
             # Questions about what nobody has are without number.
             if known:
