@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -47,19 +48,21 @@ async def app(
         yield made
 
 
-async def call(app: Asgi, request: dict[str, Any]) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+async def call(
+    app: Asgi, request: dict[str, Any], body: bytes = b""
+) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """Status, headers and body of one request."""
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
     await app(dict(request), receive, send)
-    body = b"".join(message.get("body", b"") for message in sent[1:])
-    return sent[0]["status"], list(sent[0]["headers"]), body
+    answered = b"".join(message.get("body", b"") for message in sent[1:])
+    return sent[0]["status"], list(sent[0]["headers"]), answered
 
 
 def ordinary(app: FastAPI) -> Asgi:
@@ -203,6 +206,77 @@ async def test_a_revoke_through_another_process_is_seen_by_the_very_next_check(
         assert b'"has_permission":true' in (await call(app, asked))[2]
         await tenant.write(Change("revoke", role="lead", permission="deploy"), database=other)
         assert b'"has_permission":false' in (await call(app, asked))[2]
+
+
+def batch(key: str, body: Any) -> tuple[dict[str, Any], bytes]:
+    """A request for many checks, and its body."""
+    sent = json.dumps(body).encode()
+    asked = request(key, "/api/check")
+    headers = [
+        *asked["headers"],
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(sent)),
+    ]
+    return {**asked, "method": "POST", "headers": headers}, sent
+
+
+async def test_many_checks_are_the_single_ones_remembered_or_not(
+    app: FastAPI, tenant: TenantAtWork
+) -> None:
+    chance = random.Random(3)
+    users = ["alice@example.com", "bob", "carol|x+y", ".dot", "nobody"]
+    permissions = ["doc:read", "doc:x:y", "deploy", "nothing"]
+    for _ in range(60):
+        some = chance.sample(users, chance.randint(1, 5))
+        items = [
+            {"user": chance.choice(some), "permission": chance.choice(permissions)}
+            for _ in range(chance.randint(1, 12))
+        ]
+        asked, body = batch(tenant.key, {"checks": items})
+        status, _, answered = await call(app, asked, body)
+        assert status == 200
+        singles = [
+            json.loads(
+                (
+                    await call(
+                        ordinary(app),
+                        request(
+                            tenant.key, f"/api/has_permission/{item['user']}/{item['permission']}"
+                        ),
+                    )
+                )[2]
+            )["data"]["has_permission"]
+            for item in items
+        ]
+        assert json.loads(answered)["data"]["results"] == singles
+        if chance.random() < 0.3:
+            permission = chance.choice(["deploy", "x"])
+            grant = Change("grant", role="lead", permission=permission)
+            revoke = Change("revoke", role="lead", permission=permission)
+            await tenant.write(chance.choice([grant, revoke]))
+
+
+@pytest.mark.parametrize(
+    ("item", "field"),
+    [
+        ({"user": "bob", "permission": "doc:*"}, "permission"),
+        ({"user": "bob", "permission": 3}, "permission"),
+        ({"user": ["bob"], "permission": "deploy"}, "user"),
+        ({"user": "bob", "role": "deploy"}, "permission"),
+        ({"user": "..", "permission": "deploy"}, "user"),
+    ],
+)
+async def test_what_is_not_a_name_is_refused_among_remembered_ones(
+    app: FastAPI, tenant: TenantAtWork, item: dict[str, Any], field: str
+) -> None:
+    good = [{"user": "alice@example.com", "permission": "deploy"}] * 3
+    for _ in range(2):
+        asked, body = batch(tenant.key, {"checks": good})
+        assert json.loads((await call(app, asked, body))[2])["data"]["allowed"] == 3
+        asked, body = batch(tenant.key, {"checks": [*good, item]})
+        status, _, answered = await call(app, asked, body)
+        assert status == 422
+        assert f"checks.3.{field}" in {d["field"] for d in json.loads(answered)["details"]}
 
 
 async def test_it_is_off_where_a_rule_reads_more(storage: Storage) -> None:

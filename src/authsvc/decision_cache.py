@@ -152,6 +152,21 @@ def allowed(
     return decision.allowed(held, graph, permission, scope, now)
 
 
+def all_allowed(state: TenantState, items: Sequence[Any]) -> list[bool] | None:
+    """As ``allowed``, for items with a ``user`` and a ``permission`` that come as they were sent.
+
+    None if anything about them is not remembered, or is not a name: what is remembered are names.
+    """
+    if state.graph is None or state.dirty:
+        return None
+    users: dict[Any, Any] = state.fresh
+    together, wants = state.graph.together, state.graph.wants
+    try:
+        return [together[users[item["user"]]] & wants[item["permission"]] != 0 for item in items]
+    except (KeyError, TypeError):
+        return None
+
+
 class DecisionCache:
     """All tenants' states, bounded in bytes."""
 

@@ -47,14 +47,17 @@ class RoleGraph:
     """The loaded roles of one tenant, by id.
 
     Decisions compare *masks*: whole numbers in which each name that is granted to any role of
-    this graph has a bit of its own. Masks of two graphs do not compare.
+    this graph has a bit of its own. Masks of two graphs do not compare. ``wants`` and
+    ``together`` are what ``wanted`` and ``mask_of_all`` remember.
     """
 
     def __init__(self, nodes: Iterable[RoleNode] = ()) -> None:
         self.nodes: dict[int, RoleNode] = {node.id: node for node in nodes}
         granted = dict.fromkeys(grant for node in self.nodes.values() for grant in node.grants)
         self._bits: dict[str, int] = {grant: bit for bit, grant in enumerate(granted)}
-        self._masks: dict[int | str | RoleSet, int] = {}
+        self.wants: dict[str, int] = {}
+        self.together: dict[RoleSet, int] = {}
+        self._masks: dict[int, int] = {}
         self._remembered = 0
 
     def named(self, name: str) -> RoleNode | None:
@@ -91,13 +94,14 @@ class RoleGraph:
 
     def wanted(self, permission: str) -> int:
         """The mask of the grants that cover a permission; 0 if no role of the graph has one."""
-        known = self._masks.get(permission)
+        known = self.wants.get(permission)
         if known is None:
             bits = {self._bits.get(grant) for grant in covering(permission)}
             known = sum(1 << bit for bit in bits if bit is not None)
             # Questions about what nobody has are without number.
             if known:
-                self._remember(permission, known)
+                self._count(known)
+                self.wants[permission] = known
         return known
 
     def mask(self, role_id: int) -> int:
@@ -109,26 +113,29 @@ class RoleGraph:
                 for grant in self.nodes[reached].grants:
                     bit = self._bits[grant]
                     made[bit >> 3] |= 1 << (bit & 7)
-            known = self._remember(role_id, int.from_bytes(made, "little"))
+            known = int.from_bytes(made, "little")
+            self._count(known)
+            self._masks[role_id] = known
         return known
 
     def mask_of_all(self, roles: RoleSet) -> int:
         """What the roles of the set have together, as a mask."""
-        known = self._masks.get(roles)
+        known = self.together.get(roles)
         if known is None:
             known = 0
             for role_id in roles.role_ids:
                 known |= self.mask(role_id)
-            self._remember(roles, known)
+            self._count(known)
+            self.together[roles] = known
         return known
 
-    def _remember(self, key: int | str | RoleSet, mask: int) -> int:
+    def _count(self, mask: int) -> None:
+        """Make room for a mask that is about to be remembered."""
         self._remembered += (mask.bit_length() >> 3) + 100
         if self._remembered > _MASK_BYTES:
-            self._masks.clear()
+            for memory in (self.wants, self.together, self._masks):
+                memory.clear()
             self._remembered = 0
-        self._masks[key] = mask
-        return mask
 
     def granting(self, came_from: Mapping[int, int], permission: str) -> Iterator[tuple[int, str]]:
         """(role id, grant) for each role of a ``reach`` with a direct grant that covers."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import ValidationError
 
 from authsvc.api.check_answer import check_body
 from authsvc.api.dependencies import (
@@ -16,12 +19,13 @@ from authsvc.api.dependencies import (
 )
 from authsvc.api.documented import BODIES, documented
 from authsvc.api.envelope import Envelope, answer
+from authsvc.api.field_problems import input_error
 from authsvc.api.route import contract_route
-from authsvc.records import Caller
+from authsvc.records import Caller, Stamp
 from authsvc.schemas import answers
-from authsvc.schemas.checks import CheckBody, why_schema
+from authsvc.schemas.checks import CheckBody, Checks, PlainChecks, why_schema
 from authsvc.schemas.names import PermissionName, UserName
-from authsvc.services.checks import Answer, Question, check_now, explain_now
+from authsvc.services.checks import Answer, Question, check_now, explain_now, plain_checks
 
 JSON = "application/json"
 
@@ -110,7 +114,7 @@ async def can_run(
     openapi_extra={"x-example-of-why": why_schema()},
 )
 async def check_many(
-    request: Request, body: CheckBody, service: ServiceDep, _caller: CheckCaller
+    request: Request, body: Checks, service: ServiceDep, _caller: CheckCaller
 ) -> Response:
     """Up to 10 000 checks, answered in order and all from one revision. With `explain` each
     result is an object with `why`. The short form asks many permissions of one user and answers
@@ -119,25 +123,45 @@ async def check_many(
     # The body may have taken long to arrive: what counts is the credential's state after it.
     caller = await service.authenticated(request)
     now = caller.at or service.clock()
+    if isinstance(body, PlainChecks):
+        known = plain_checks(service.current, caller, body.checks or [])
+        if known is not None:
+            return _results(*known, now)
+        body = _validated(body)
     if body.checks is not None:
         questions = [Question(item.user, item.permission, item.scope) for item in body.checks]
     else:
         names = body.permissions or []
         questions = [Question(body.user or "", name, body.scope) for name in names]
 
-    results: list[Any]
     if body.explain:
         explained, stamp = await explain_now(service.current, caller, questions, now)
-        results = [_why(found) for found in explained]
-        allowed = sum(found.allowed for found in explained)
+        allowed = [found.allowed for found in explained]
+        results: list[Any] = [_why(found) for found in explained]
     else:
-        answered, stamp = await check_now(service.current, caller, questions, now)
-        results = list(answered)
-        allowed = sum(answered)
-    data: dict[str, Any]
+        allowed, stamp = await check_now(service.current, caller, questions, now)
+        results = allowed
     if body.checks is None:
         by_name = zip((q.permission for q in questions), results, strict=True)
-        data = {"results": dict(by_name)}
-    else:
-        data = {"results": results, "allowed": allowed, "denied": len(results) - allowed}
+        return answer({"results": dict(by_name)}, "Answered", stamp.revision, now)
+    return _results(allowed, stamp, now, results)
+
+
+def _validated(body: PlainChecks) -> CheckBody:
+    try:
+        return body.validated()
+    except ValidationError as error:
+        raise input_error(error.errors(), {"checks": body.checks}) from None
+
+
+def _results(
+    allowed: Sequence[bool], stamp: Stamp, now: datetime, results: Sequence[Any] | None = None
+) -> Response:
+    """The answer to a list of checks; ``results`` if they are more than yes and no."""
+    count = sum(allowed)
+    data = {
+        "results": allowed if results is None else results,
+        "allowed": count,
+        "denied": len(allowed) - count,
+    }
     return answer(data, "Answered", stamp.revision, now)

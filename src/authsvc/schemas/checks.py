@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from authsvc.schemas.changes import Body
@@ -56,6 +62,34 @@ class CheckBody(Body):
         if self.checks is None and not short:
             raise PydanticCustomError("form", "Send either 'checks', or 'user' and 'permissions'.")
         return self
+
+
+class PlainChecks(CheckBody):
+    """The usual body, many checks without a scope, with its items as they came.
+
+    Their names are yet to be looked at: those that memory knows need not be.
+    """
+
+    def validated(self) -> CheckBody:
+        """The same with every item looked at. Raises ValidationError."""
+        return CheckBody.model_validate({"checks": self.checks})
+
+
+def _plain_or_whole(value: Any, whole: ValidatorFunctionWrapHandler) -> CheckBody:
+    items = value.get("checks") if type(value) is dict and len(value) == 1 else None
+    if (
+        type(items) is list
+        and 0 < len(items) <= CHECKS_MAX
+        and set(map(type, items)) == {dict}
+        and set(map(len, items)) == {2}
+    ):
+        return PlainChecks.model_construct(checks=items)
+    body: CheckBody = whole(value)
+    return body
+
+
+Checks = Annotated[CheckBody, WrapValidator(_plain_or_whole)]
+"""A ``CheckBody``, or a ``PlainChecks`` that is not validated yet."""
 
 
 def why_schema() -> dict[str, Any]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from authsvc import decision
 from authsvc.database import Database
-from authsvc.decision_cache import Held, TenantState, allowed
+from authsvc.decision_cache import Held, TenantState, all_allowed, allowed
 from authsvc.errors import Unavailable
 from authsvc.records import Caller, Membership, Stamp
 from authsvc.repositories.policy import NOTHING, Policy, Start, read_policy
 from authsvc.role_graph import RoleGraph, RoleSet, covering
 from authsvc.services.current_state import CurrentState
-
-_MANY_MEMBERSHIPS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +45,15 @@ async def _policy(
     return await read_policy(database, tenant_id, Start.USERS, {q.user for q in questions}, wanted)
 
 
+def plain_checks(
+    current: CurrentState, caller: Caller, items: Sequence[Any]
+) -> tuple[list[bool], Stamp] | None:
+    """The answers to questions that come as they were sent, if memory has all about them."""
+    state = current.at(caller.tenant_id, caller.stamp)
+    answers = None if state is None else all_allowed(state, items)
+    return None if answers is None else (answers, caller.stamp)
+
+
 async def check_now(
     current: CurrentState, caller: Caller, questions: Sequence[Question], now: datetime
 ) -> tuple[list[bool], Stamp]:
@@ -55,34 +63,27 @@ async def check_now(
         answers, stamp = await check(current.database, caller.tenant_id, questions, now)
         return answers, _not_older(stamp, caller)
     state, graph, held = found
-    here = _Here(held, now)
-    answers = [
-        allowed(here.held(q.user, q.scope), graph, q.permission, q.scope, now) for q in questions
-    ]
+    if len(questions) == 1:
+        q = questions[0]
+        return [allowed(held[q.user], graph, q.permission, q.scope, now)], state.stamp
+    here = {user: _by_scope(own, graph, now) for user, own in held.items()}
+    answers = []
+    for q in questions:
+        own = here[q.user]
+        mask = own.get("", 0) | own.get(q.scope, 0) if q.scope else own.get("", 0)
+        answers.append(mask & graph.wanted(q.permission) != 0)
     return answers, state.stamp
 
 
-class _Here:
-    """Users' holdings by scope, so that many questions do not each go through all of them."""
-
-    def __init__(self, held: dict[str, Held], now: datetime) -> None:
-        self._held = held
-        self._now = now
-        self._by_scope: dict[str, dict[str, tuple[Membership, ...]]] = {}
-
-    def held(self, user: str, scope: str | None) -> Held:
-        """What can matter to a question of this user with this scope."""
-        held = self._held[user]
-        if isinstance(held, RoleSet) or len(held) < _MANY_MEMBERSHIPS:
-            return held
-        groups = self._by_scope.get(user)
-        if groups is None:
-            collected: dict[str, list[Membership]] = {}
-            for m in held:
-                if decision.in_force(m, self._now):
-                    collected.setdefault(m.scope, []).append(m)
-            groups = self._by_scope[user] = {s: tuple(ms) for s, ms in collected.items()}
-        return groups.get("", ()) + (groups.get(scope, ()) if scope else ())
+def _by_scope(held: Held, graph: RoleGraph, now: datetime) -> dict[str, int]:
+    """What a user has now, as masks by scope, for many questions about the same user."""
+    if isinstance(held, RoleSet):
+        return {"": graph.mask_of_all(held)}
+    masks: dict[str, int] = {}
+    for m in held:
+        if decision.in_force(m, now):
+            masks[m.scope] = masks.get(m.scope, 0) | graph.mask(m.role_id)
+    return masks
 
 
 async def explain_now(

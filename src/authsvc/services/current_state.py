@@ -73,6 +73,11 @@ class CurrentState:
         known = state.credentials.get(digest)
         return None if known is None else (state, known, now.at)
 
+    def at(self, tenant_id: UUID | None, stamp: Stamp) -> TenantState | None:
+        """The state remembered of a tenant, if it is the one with this stamp."""
+        state = None if tenant_id is None else self._cache.state(tenant_id)
+        return state if state is not None and state.stamp == stamp else None
+
     def remembered(self, state: TenantState, user: str) -> Held | None:
         """What a user holds in a state, if it is remembered."""
         return self._cache.held(state, user)
