@@ -26,6 +26,7 @@ from authsvc.logs import configure_logs
 from authsvc.revision_gate import DEADLINE_SECONDS, Gate, PostgresGate, SqliteGate
 from authsvc.services.current_state import CurrentState
 from authsvc.services.tenants import provision_key
+from authsvc.services.write_queue import WriteQueue
 from authsvc.settings import Settings, SqliteFile, load_settings
 from authsvc.sqlite_file import prepare_file
 
@@ -133,7 +134,7 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
     database = open_database(settings)
     gate = open_gate(settings, clock)
     current = CurrentState(database, gate, DecisionCache(settings.cache_mb))
-    service = Service(settings, database, clock, current)
+    service = Service(settings, database, clock, current, WriteQueue(database, clock, current))
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

@@ -120,6 +120,11 @@ class AuditEvent:
     hash: bytes
     payload: bytes = field(repr=False)
 
+    @property
+    def stamp(self) -> Stamp:
+        """The state of the tenant once this event is its newest."""
+        return Stamp(self.seq, self.hash)
+
 
 Op = Literal[
     "add_role",

@@ -18,6 +18,7 @@ from authsvc.schemas.names import ScopeName, strict_names
 from authsvc.services.authentication import presented_key, require_scope, resolve
 from authsvc.services.changes import Outcome, RegisteredMeanwhile, apply_changes
 from authsvc.services.current_state import CurrentState
+from authsvc.services.write_queue import WriteQueue
 from authsvc.settings import Settings
 
 _LONGEST_USER_AGENT = 256
@@ -31,6 +32,7 @@ class Service:
     database: Database
     clock: Clock
     current: CurrentState
+    writes: WriteQueue
 
     async def authenticated(self, request: Request) -> Caller:
         """The caller behind a request's credential, as it is now.
@@ -74,6 +76,8 @@ class Service:
     async def _write(
         self, caller: Caller, changes: Sequence[Change], *, dry_run: bool, in_list: bool
     ) -> Outcome:
+        if caller.tenant_id is not None and not in_list:
+            return await self.writes.apply(caller.tenant_id, caller, changes[0])
         return await self.database.write(
             caller.tenant_id or caller.digest,
             lambda tx: apply_changes(

@@ -15,7 +15,16 @@ from authsvc.clock import Clock
 from authsvc.credentials import new_key_id
 from authsvc.database import Transaction
 from authsvc.errors import AuthsvcError, Unauthorized
-from authsvc.records import EMPTY, SCOPES, Caller, Change, ClientKey, Effect, Stamp
+from authsvc.records import (
+    EMPTY,
+    SCOPES,
+    AuditEvent,
+    Caller,
+    Change,
+    ClientKey,
+    Effect,
+    Stamp,
+)
 from authsvc.repositories.audit import Audit
 from authsvc.repositories.grants import Grants
 from authsvc.repositories.heads import Heads
@@ -65,7 +74,7 @@ async def apply_changes(
         stamp = await lock_tenant(tx, caller.tenant_id)
         now = clock()
         await recheck(tx, caller, stamp, now)
-        touched = await _touched(tx, caller.tenant_id, changes)
+        touched = await touched_by(tx, caller.tenant_id, changes)
         first = stamp.revision + 1
     change_set = ChangeSet(touched, first, now)
     effects = [
@@ -81,7 +90,7 @@ async def apply_changes(
     if tenant_id is None:
         tenant_id, key_id, registered = await _register(tx, caller, now)
         events = registered + events
-    await _write_rows(tx, tenant_id, change_set.rows())
+    await write_rows(tx, tenant_id, change_set.rows())
     stamp = await record(tx, tenant_id, stamp, events, origin(caller, key_id), now)
     return Outcome(stamp, effects)
 
@@ -121,11 +130,22 @@ async def record(
     now: datetime,
 ) -> Stamp:
     """Chain the events onto the tenant's head and advance it: the end of every change."""
-    chained = audit_chain.extend(tenant_id, stamp, now, [by | event for event in events])
-    last = Stamp(chained[-1].seq, chained[-1].hash)
+    chained = await append(tx, tenant_id, stamp, [by | event for event in events], now)
+    return chained[-1].stamp
+
+
+async def append(
+    tx: Transaction,
+    tenant_id: UUID,
+    stamp: Stamp,
+    payloads: Sequence[dict[str, Any]],
+    now: datetime,
+) -> list[AuditEvent]:
+    """As ``record``, for events that each say by whom they are; returns them as they are stored."""
+    chained = audit_chain.extend(tenant_id, stamp, now, payloads)
     await Audit(tx, tenant_id).append(chained)
-    await Heads(tx, tenant_id).advance(last)
-    return last
+    await Heads(tx, tenant_id).advance(chained[-1].stamp)
+    return chained
 
 
 def origin(caller: Caller, key_id: str | None) -> dict[str, Any]:
@@ -172,7 +192,7 @@ def key_event(action: str, key: ClientKey) -> dict[str, Any]:
     }
 
 
-async def _touched(tx: Transaction, tenant_id: UUID, changes: Sequence[Change]) -> Touched:
+async def touched_by(tx: Transaction, tenant_id: UUID, changes: Sequence[Change]) -> Touched:
     """The stored state these changes can touch, in a handful of statements however many."""
     roles_repository = Roles(tx, tenant_id)
     names = {change.role for change in changes} | {change.parent for change in changes}
@@ -200,7 +220,8 @@ async def _touched(tx: Transaction, tenant_id: UUID, changes: Sequence[Change]) 
     return touched
 
 
-async def _write_rows(tx: Transaction, tenant_id: UUID, rows: Rows) -> None:
+async def write_rows(tx: Transaction, tenant_id: UUID, rows: Rows) -> None:
+    """Write the difference that a list of changes makes."""
     roles = Roles(tx, tenant_id)
     grants = Grants(tx, tenant_id)
     memberships = Memberships(tx, tenant_id)
