@@ -340,7 +340,7 @@ async def test_repositories_reach_nothing_of_another_tenant(make_tenant: MakeTen
         assert await roles.edges() == await roles.edges_touching(ids) == []
         assert await grants.among(ids, GRANTS) == set()
         assert await memberships.of_users(USERS) == []
-        assert await memberships.users_of_roles(ids, "", 9, "", theirs.clock()) == []
+        assert await memberships.holders(ids, "", 9, "", theirs.clock()) == []
         assert len(await Audit(tx, theirs.id).after(0, 100)) == 2
         assert (await Heads(tx, theirs.id).current()).revision == 2
         theirs_of_ours = await Memberships(tx, ours.id).of_users(USERS)

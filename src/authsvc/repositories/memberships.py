@@ -10,7 +10,6 @@ from uuid import UUID
 from sqlalchemy import (
     BindParameter,
     ColumnElement,
-    Row,
     and_,
     bindparam,
     delete,
@@ -44,14 +43,20 @@ _now_in_scope: ColumnElement[bool] = and_(
 )
 _from_user: BindParameter[str] = bindparam("from_user")
 
-_OF_USERS = select(_member).where(_tenant, _users)
-_OF_USERS_IN_ROLES = select(_member).where(_tenant, _users, _roles)
-_OF_USERS_IN_MANY_ROLES = select(_member).where(
+_row = select(
+    _member.c.user_id,
+    _member.c.role_id,
+    _member.c.scope,
+    _member.c.not_before,
+    _member.c.expires_at,
+)
+_OF_USERS = _row.where(_tenant, _users)
+_OF_USERS_IN_ROLES = _row.where(_tenant, _users, _roles)
+_OF_USERS_IN_MANY_ROLES = _row.where(
     _tenant, _users, also_one_of(_member.c.role_id, bindparam("roles", type_=IdList))
 )
 _OF_USER_PAGE = (
-    select(_member)
-    .where(
+    _row.where(
         _tenant,
         _member.c.user_id == bindparam("user"),
         or_(
@@ -65,33 +70,21 @@ _OF_USER_PAGE = (
     .order_by(_member.c.role_id, _member.c.scope)
     .limit(bindparam("most"))
 )
-_HOLDERS = (
-    select(_member.c.user_id)
-    .distinct()
-    .where(_tenant, _roles, _member.c.user_id >= _from_user, _now_in_scope)
+_holders = (
+    _row.where(_tenant, _member.c.user_id >= _from_user, _now_in_scope)
     .order_by(_member.c.user_id)
     .limit(bindparam("most"))
 )
+_HOLDERS = _holders.where(_roles)
+_HOLDERS_OF_ONE = _holders.where(_member.c.role_id == bindparam("role"))
 # SQLite knows no statistics and would always collect and sort everybody in these roles. Written so
 # that the roles' index cannot be used, it walks through the users in order until the page is full.
-_HOLDERS_IN_ORDER = (
-    select(_member.c.user_id)
-    .distinct()
-    .where(
-        _tenant,
-        also_one_of(_member.c.role_id, bindparam("roles", type_=IdList)),
-        _member.c.user_id >= _from_user,
-        _now_in_scope,
-    )
-    .order_by(_member.c.user_id)
-    .limit(bindparam("most"))
-)
+_HOLDERS_IN_ORDER = _holders.where(also_one_of(_member.c.role_id, bindparam("roles", type_=IdList)))
 _FEW = 5_000
 _SOME = select(_member.c.user_id).where(_tenant, _roles).limit(_FEW + 1).subquery()
 _COUNT_SOME = select(func.count()).select_from(_SOME)
 _OF_ROLE_PAGE = (
-    select(_member)
-    .where(
+    _row.where(
         _tenant,
         _member.c.role_id == bindparam("role"),
         or_(
@@ -110,11 +103,6 @@ _COUNT = select(func.count(_member.c.user_id.distinct())).where(
 )
 
 
-def membership_of(row: Row[Any]) -> Membership:
-    """A row of ``membership`` as a record."""
-    return Membership(row.user_id, row.role_id, row.scope, row.not_before, row.expires_at)
-
-
 class Memberships:
     """The memberships of one tenant."""
 
@@ -123,8 +111,10 @@ class Memberships:
         self._tenant = tenant_id
 
     async def _records(self, statement: Any, **parameters: Any) -> list[Membership]:
-        found = await self._tx.execute(statement, {"tenant": self._tenant, **parameters})
-        return [membership_of(row) for row in found]
+        rows: Iterable[Any] = await self._tx.execute(
+            statement, {"tenant": self._tenant, **parameters}
+        )
+        return [Membership(*row) for row in rows]
 
     async def of_users(self, users: Iterable[str]) -> list[Membership]:
         """Everything these users hold, in force or not."""
@@ -151,24 +141,24 @@ class Memberships:
             _OF_ROLE_PAGE, role=role_id, from_user=after[0], after_scope=after[1], most=most
         )
 
-    async def users_of_roles(
+    async def holders(
         self, role_ids: Iterable[int], from_user: str, most: int, scope: str, now: datetime
-    ) -> list[str]:
-        """The users from ``from_user`` on who hold one of these roles directly and now, in order.
+    ) -> list[Membership]:
+        """What users from ``from_user`` on hold of these roles now, in the order of users.
 
-        Memberships without a scope count, and those bound to ``scope``.
+        Memberships without a scope count, and those bound to ``scope``. At most ``most`` of them,
+        so that the last user's may not be complete.
         """
-        roles = {"tenant": self._tenant, "roles": sorted(role_ids)}
+        roles = sorted(role_ids)
+        asked = {"from_user": from_user, "most": most, "in_scope": scope, "now": now}
+        if len(roles) == 1:
+            return await self._records(_HOLDERS_OF_ONE, role=roles[0], **asked)
         statement = _HOLDERS
         if self._tx.engine_name == "sqlite":
-            found = (await self._tx.execute(_COUNT_SOME, roles)).scalar_one()
-            if found > _FEW:
+            given = {"tenant": self._tenant, "roles": roles}
+            if (await self._tx.execute(_COUNT_SOME, given)).scalar_one() > _FEW:
                 statement = _HOLDERS_IN_ORDER
-        rows = await self._tx.execute(
-            statement,
-            {**roles, "from_user": from_user, "most": most, "in_scope": scope, "now": now},
-        )
-        return [row.user_id for row in rows]
+        return await self._records(statement, roles=roles, **asked)
 
     async def count(self, role_id: int) -> int:
         """How many users hold the role directly, in force or not."""

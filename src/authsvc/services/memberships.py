@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from uuid import UUID
 
 from authsvc import decision
@@ -127,12 +128,11 @@ class Questions:
 
         async def fetch(position: Position, most: int) -> Sequence[tuple[Position, Pair]]:
             pairs: list[tuple[Position, Pair]] = []
-            async for user, _direct in self._holders(policy.graph, str(position[0]), most):
-                if user > str(position[0]):
-                    pairs.append(((user,), (user, role)))
-                    if len(pairs) == most:
-                        break
-            return pairs
+            async for holders in self._holders(policy.graph, str(position[0]), most):
+                pairs += [((user,), (user, role)) for user in holders if user > str(position[0])]
+                if len(pairs) >= most:
+                    break
+            return pairs[:most]
 
         question = ["members", role, self._scope or ""]
         return await list_page(question, page, ("",), policy.stamp, fetch)
@@ -148,47 +148,54 @@ class Questions:
 
         async def fetch(position: Position, most: int) -> Sequence[tuple[Position, Pair]]:
             pairs: list[tuple[Position, Pair]] = []
-            async for user, direct in self._holders(graph, str(position[0]), most):
-                reached = {r for d in direct for r in graph.reach(d)}
-                places = [(user, 0, r) for r in sorted(direct)]
-                places += [(user, 1, r) for r in sorted(reached - direct)]
+            async for holders in self._holders(graph, str(position[0]), most):
                 pairs += [
-                    (place, (user, graph.nodes[place[2]].name))
-                    for place in places
-                    if place > position
+                    ((user, kind, role_id), (user, name))
+                    for user, direct in holders.items()
+                    for kind, role_id, name in told(direct)
+                    if (user, kind, role_id) > position
                 ]
                 if len(pairs) >= most:
                     break
             return pairs[:most]
+
+        @cache
+        def told(direct: frozenset[int]) -> list[tuple[int, int, str]]:
+            reached = {r for d in direct for r in graph.reach(d)}
+            places = [(0, r) for r in sorted(direct)] + [(1, r) for r in sorted(reached - direct)]
+            return [(kind, r, graph.nodes[r].name) for kind, r in places]
 
         question = ["which_users_can", permission, self._scope or ""]
         return await list_page(question, page, ("", 0, 0), policy.stamp, fetch)
 
     async def _holders(
         self, graph: RoleGraph, from_user: str, most: int
-    ) -> AsyncIterator[tuple[str, set[int]]]:
+    ) -> AsyncIterator[dict[str, frozenset[int]]]:
         """Users from ``from_user`` on who hold any of the graph's roles directly, and which.
 
-        Reads in chunks of about ``most`` users, so that a page costs what it shows.
+        Reads in chunks, the first of about ``most`` users, so that a page costs what it shows.
         """
         if self._tenant is None or not graph.nodes:
             return
         memberships = Memberships(self._tx, self._tenant)
+        # One more to see whether more follow, one that the page before may have ended with.
+        chunk = most + 2
         while True:
-            # One more to see whether more follow, one that the page before may have ended with.
-            users = await memberships.users_of_roles(
-                graph.nodes, from_user, most + 2, self._scope or "", self._now
+            rows = await memberships.holders(
+                graph.nodes, from_user, chunk, self._scope or "", self._now
             )
-            more = len(users) == most + 2
-            if more:
-                from_user = users.pop()
-            direct: dict[str, set[int]] = {}
-            for m in self._counting(await memberships.of_users_in(users, graph.nodes)):
-                direct.setdefault(m.user, set()).add(m.role_id)
-            for user in users:
-                yield user, direct[user]
-            if not more:
+            more = len(rows) == chunk
+            # Of the last user there may be more: that one opens the next chunk.
+            last = rows[-1].user if more else None
+            direct: dict[str, frozenset[int]] = {}
+            for m in self._counting(rows):
+                if m.user != last:
+                    direct[m.user] = direct.get(m.user, frozenset()) | {m.role_id}
+            yield direct
+            if last is None:
                 return
+            from_user = last
+            chunk *= 2
 
     async def _read(self, start: Start, names: Sequence[str]) -> Policy:
         if self._tenant is None:
