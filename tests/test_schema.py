@@ -18,7 +18,7 @@ from conftest import RUNTIME_ROLE, Storage, TenantAtWork
 on_postgresql = pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
 TABLES = {
     "tenant", "tenant_head", "client_key", "role", "role_parent", "role_permission", "membership",
-    "audit_event",
+    "minted", "audit_event",
 }  # fmt: skip
 ACROSS_TENANTS = {"tenant"}
 """The one table that is not a tenant's."""

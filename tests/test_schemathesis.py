@@ -42,6 +42,7 @@ MORE_THAN_A_SCHEMA = (
     "POST /api/membership/{user}/{role}",
     "POST /api/check",
     "POST /api/changes",
+    "POST /api/keys",
     "GET /api/roles",
     "GET /api/role_permissions/{role}",
     "GET /api/which_roles_can/{permission}",
@@ -116,7 +117,9 @@ def _campaign(server: str, key: str, examples: int) -> list[str]:
     schema.config.update(base_url=server)
     wrong: list[str] = []
     requests = 0
-    for event in from_schema(schema).execute():
+    # It would replace the key that asks; tests/test_keys.py asks for that.
+    asked = schema.exclude(path="/api/keys/rotate")
+    for event in from_schema(asked).execute():
         if isinstance(event, events.ScenarioFinished):
             requests += len(event.recorder.interactions)
             for case_id, checks in event.recorder.checks.items():

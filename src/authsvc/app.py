@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from authsvc import __version__, migrations
-from authsvc.api import changes, checks, health, memberships, roles
+from authsvc.api import changes, checks, health, keys, memberships, roles
 from authsvc.api.check_path import CheckPath
 from authsvc.api.dependencies import Service
 from authsvc.api.docs_page import docs_router
@@ -45,6 +45,7 @@ _TAGS = [
     {"name": "Memberships", "description": "Users in roles."},
     {"name": "Hierarchy", "description": "Roles that inherit from roles."},
     {"name": "Changes", "description": "Many writes, all or nothing."},
+    {"name": "Keys", "description": "The credentials of the tenant."},
     {"name": "Workflows", "description": "Permissions that are named like workflows."},
     {"name": "Service", "description": "Is the service well?"},
 ]
@@ -180,6 +181,8 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
     # The most asked for first: every route before a match costs its own try.
     for module in (checks, roles, memberships, changes, health):
         app.include_router(module.router)
+    for router in (keys.rotation, keys.router):
+        app.include_router(router)
     app.include_router(docs_router(title="authsvc", docs_enabled=settings.docs_enabled))
     return app
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 import uuid
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 # RFC 9562, section 5.4: version 4, variant 10x; the canonical text form only.
 _CLIENT_KEY = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
@@ -29,3 +34,20 @@ def digest_of(key: str) -> bytes:
 def new_key_id() -> str:
     """A public name for a key, unrelated to the key itself."""
     return "key_" + uuid.uuid4().hex[:20]
+
+
+def _sealing_key(key: str) -> AESGCM:
+    # Derived from the key itself, never from its digest, which is stored beside what is sealed.
+    derived = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"authsvc minted outcome")
+    return AESGCM(derived.derive(key.encode()))
+
+
+def seal(key: str, text: bytes, about: bytes) -> bytes:
+    """Encrypt what only the holder of a client key may read again; bound to ``about``."""
+    nonce = secrets.token_bytes(12)
+    return nonce + _sealing_key(key).encrypt(nonce, text, about)
+
+
+def unseal(key: str, sealed: bytes, about: bytes) -> bytes:
+    """What ``seal`` sealed for this key; raises ``cryptography.exceptions.InvalidTag``."""
+    return _sealing_key(key).decrypt(sealed[:12], sealed[12:], about)

@@ -16,6 +16,7 @@
     ├── Forbidden                         insufficient_scope, tenant_disabled
     ├── NotFound                          role_not_found, key_not_found
     ├── Conflict                          conflict
+    │   ├── IdempotencyMismatch           idempotency_mismatch
     │   └── RoleCycle                     role_cycle
     └── Unavailable                       storage_unavailable: ask again later
         ├── Busy                          busy
@@ -166,6 +167,12 @@ class Conflict(AuthsvcError):
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+
+
+class IdempotencyMismatch(Conflict):
+    """An ``Idempotency-Key`` that was used for another request."""
+
+    code = "idempotency_mismatch"
 
 
 class RoleCycle(Conflict):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     ForeignKey,
     ForeignKeyConstraint,
@@ -64,6 +65,19 @@ client_key = Table(
     Column("expires_at", UtcDateTime),
     Column("revoked_at", UtcDateTime),
     Column("last_used_at", UtcDateTime),
+)
+
+minted = Table(
+    "minted",
+    metadata,
+    Column("tenant_id", TenantId, ForeignKey("tenant.id"), primary_key=True),
+    Column("key_id", name_type(64), primary_key=True),
+    Column("request_key", LargeBinary(32), primary_key=True),
+    Column("content", LargeBinary(32), nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("ended_by_it", Boolean, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index("ix_minted_created_at", "tenant_id", "created_at"),
 )
 
 role = Table(

@@ -84,6 +84,20 @@ class ClientKey:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    last_used_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Minted:
+    """The stored outcome of a request that minted something; ``sealed`` holds its answer.
+
+    ``content`` is the digest of what was asked for; ``ended_by_it``: it ended its own caller's key.
+    """
+
+    content: bytes
+    sealed: bytes = field(repr=False)
+    ended_by_it: bool
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

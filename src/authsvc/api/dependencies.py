@@ -141,6 +141,7 @@ class NeedsScope:
 
 CheckCaller = Annotated[Caller, Depends(NeedsScope("check"))]
 ReadCaller = Annotated[Caller, Depends(NeedsScope("read"))]
+AdminCaller = Annotated[Caller, Depends(NeedsScope("admin"))]
 WriteCaller = Annotated[Caller, Depends(NeedsScope("write"))]
 
 

@@ -208,6 +208,9 @@ _EXAMPLES: dict[str, Exception] = {
     "key_not_found": errors.NotFound("key_not_found", "There is no such key"),
     "method_not_allowed": HTTPException(405),
     "conflict": errors.Conflict("This contradicts what is in force"),
+    "idempotency_mismatch": errors.IdempotencyMismatch(
+        "This Idempotency-Key was used for another request: choose a fresh one"
+    ),
     "role_cycle": errors.RoleCycle("A role cannot inherit from itself: lead, admin, lead"),
     "body_too_large": body_too_large(65_536),
     "unsupported_media_type": unsupported_media_type(),

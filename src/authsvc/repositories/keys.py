@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import Row, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from authsvc import models
 from authsvc.database import Transaction
 from authsvc.records import ClientKey
+
+
+def _key(row: Row[Any]) -> ClientKey:
+    return ClientKey(
+        row.id,
+        row.tenant_id,
+        row.label,
+        frozenset(row.scopes),
+        row.created_at,
+        row.expires_at,
+        row.revoked_at,
+        row.last_used_at,
+    )
 
 
 class Keys:
@@ -47,18 +61,26 @@ class Keys:
             .where(table.c.tenant_id == self._tenant, table.c.label == label)
             .order_by(table.c.created_at, table.c.id)
         )
-        return [
-            ClientKey(
-                row.id,
-                row.tenant_id,
-                row.label,
-                frozenset(row.scopes),
-                row.created_at,
-                row.expires_at,
-                row.revoked_at,
-            )
-            for row in found
-        ]
+        return [_key(row) for row in found]
+
+    async def all(self) -> list[ClientKey]:
+        """Every key there ever was, oldest first."""
+        table = models.client_key
+        found = await self._tx.execute(
+            select(table)
+            .where(table.c.tenant_id == self._tenant)
+            .order_by(table.c.created_at, table.c.id)
+        )
+        return [_key(row) for row in found]
+
+    async def label(self, key_id: str, label: str) -> None:
+        """Give a key another label."""
+        table = models.client_key
+        await self._tx.execute(
+            update(table)
+            .where(table.c.tenant_id == self._tenant, table.c.id == key_id)
+            .values(label=label)
+        )
 
     async def set_end(self, key_id: str, expires_at: datetime | None) -> None:
         """Let a key end at an instant, or never."""

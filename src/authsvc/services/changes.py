@@ -88,7 +88,7 @@ async def apply_changes(
     events = change_set.events
     tenant_id, key_id = caller.tenant_id, caller.key_id
     if tenant_id is None:
-        tenant_id, key_id, registered = await _register(tx, caller, now)
+        tenant_id, key_id, registered = await register(tx, caller, now)
         events = registered + events
     await write_rows(tx, tenant_id, change_set.rows())
     stamp = await record(tx, tenant_id, stamp, events, origin(caller, key_id), now)
@@ -158,7 +158,7 @@ def origin(caller: Caller, key_id: str | None) -> dict[str, Any]:
     }
 
 
-async def _register(
+async def register(
     tx: Transaction, caller: Caller, now: datetime
 ) -> tuple[UUID, str, list[dict[str, Any]]]:
     """Make the tenant of a key that was not known; its id, the key's id and the two events."""
