@@ -6,7 +6,7 @@ import re
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Request, Response
+from fastapi import APIRouter, Body, Header, Request, Response
 
 from authsvc.api.dependencies import AdminCaller, Service, ServiceDep, admit, get_service
 from authsvc.api.documented import BODIES, WRITES, documented
@@ -15,6 +15,7 @@ from authsvc.api.route import contract_route
 from authsvc.errors import InputError, Unauthorized
 from authsvc.records import EMPTY, SCOPES, Caller, ClientKey
 from authsvc.schemas import keys as schemas
+from authsvc.schemas.names import KeyId
 from authsvc.services import keys
 from authsvc.services.authentication import presented_key
 from authsvc.services.changes import RegisteredMeanwhile
@@ -35,9 +36,9 @@ _EXAMPLE = {
     "label": "web",
     "scopes": ["check"],
     "created_at": "2026-11-23T10:11:12.345678Z",
-    "expires_at": None,
-    "last_used_at": None,
-    "revoked_at": None,
+    "expires_at": "2027-11-23T10:11:12.345678Z",
+    "last_used_at": "2026-11-24T08:00:00.000000Z",
+    "revoked_at": "2026-11-25T09:10:11.121314Z",
 }
 _SECRET = "9b2f7c1e-54a0-4d0b-8f43-0a6f5b1c7d21"  # noqa: S105
 
@@ -188,7 +189,7 @@ async def rotate(
     request: Request,
     service: ServiceDep,
     _caller: AdminCaller,
-    body: schemas.RotateBody | None = None,
+    body: Annotated[schemas.RotateBody | None, Body(examples=[{"overlap_seconds": 86_400}])] = None,
     idempotency_key: _IdempotencyKey = None,
 ) -> Response:
     """A fresh key with the label and scopes of the one that asks, which goes on for
@@ -229,7 +230,7 @@ async def rotate(
     ),
 )
 async def revoke(
-    key_id: Annotated[str, Path(min_length=1, max_length=64)],
+    key_id: KeyId,
     service: ServiceDep,
     caller: AdminCaller,
 ) -> Response:

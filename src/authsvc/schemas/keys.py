@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from authsvc.schemas.changes import Body
 from authsvc.schemas.names import Instant, Text
@@ -15,6 +15,10 @@ Scope = Literal["check", "read", "write", "audit", "admin"]
 
 class KeyBody(Body):
     """A wanted client key; without scopes it may do everything."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"label": "web", "scopes": ["check", "read"]}]}
+    )
 
     label: Text = ""
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=5)] | None = None

@@ -118,6 +118,14 @@ ScopeName = Annotated[
         json_schema_extra=_pattern("[A-Za-z0-9_.:@+/-]{1,254}"),
     ),
 ]
+KeyId = Annotated[
+    str,
+    Field(
+        description="The public name of a client key",
+        pattern="^key_[0-9a-f]{20}$",
+        examples=["key_5c0d3a61f2b94e8c9a17"],
+    ),
+]
 Text = Annotated[
     str,
     AfterValidator(_checked(sanitizer.check_text)),
