@@ -14,9 +14,11 @@ from authsvc.audit_chain import read_payload
 from authsvc.change_set import ChangeSet
 from authsvc.credentials import digest_of, new_client_key, new_key_id
 from authsvc.database import Transaction
+from authsvc.decision_cache import Credential
 from authsvc.errors import AuthsvcError, Busy, NotFound, Unauthorized, Unavailable
 from authsvc.records import SCOPES, Caller, Change, ClientKey
 from authsvc.repositories.keys import Keys
+from authsvc.repositories.tenants import Tenants
 from authsvc.services import write_queue as write_queue_module
 from authsvc.services.changes import Outcome, key_event, lock_tenant, record
 from authsvc.services.write_queue import WriteQueue
@@ -170,6 +172,29 @@ async def test_refused_notices_a_skipped_recheck(
 
     monkeypatch.setattr(write_queue_module, "recheck", recheck)
     assert await check_refused_among_others(queue, tenant, process) != []
+
+
+async def test_a_key_is_looked_up_once_for_all_who_came_with_it(
+    queue: WriteQueue, tenant: TenantAtWork, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up: list[bytes] = []
+    original = Tenants.credential
+
+    async def counted(self: Tenants, digest: bytes) -> Credential | None:
+        looked_up.append(digest)
+        return await original(self, digest)
+
+    await tenant.write(Change("add_role", role="r"))
+    ended = await second_caller(tenant)
+    caller = await tenant.caller()
+    await tenant.write(Change("add_role", role="s"))
+    monkeypatch.setattr(Tenants, "credential", counted)
+    wanted = [(who, grant(number)) for number in range(10) for who in (caller, ended)]
+    async with busy(tenant, process):
+        waiting = asyncio.create_task(together(queue, wanted))
+        await asyncio.sleep(0.05)
+    assert [type(end) for end in await waiting] == [Outcome, Unauthorized] * 10
+    assert looked_up == [caller.digest, ended.digest]
 
 
 async def test_a_bug_meets_only_the_write_it_is_about(

@@ -14,6 +14,7 @@ from authsvc.change_set import ChangeSet, Rows, Touched
 from authsvc.clock import Clock
 from authsvc.credentials import new_key_id
 from authsvc.database import Transaction
+from authsvc.decision_cache import Credential
 from authsvc.errors import AuthsvcError, Unauthorized
 from authsvc.records import (
     EMPTY,
@@ -103,17 +104,27 @@ async def lock_tenant(tx: Transaction, tenant_id: UUID) -> Stamp:
     return stamp
 
 
-async def recheck(tx: Transaction, caller: Caller, stamp: Stamp, now: datetime) -> None:
+async def recheck(
+    tx: Transaction,
+    caller: Caller,
+    stamp: Stamp,
+    now: datetime,
+    looked_up: dict[bytes, Credential | None] | None = None,
+) -> None:
     """Make sure the caller may still write, now that nothing can change meanwhile.
 
     Nothing needs to be read when the tenant is as it was when the caller was authenticated; only
-    the credential's own end may have come since.
+    the credential's own end may have come since. ``looked_up`` keeps what was read under this
+    lock, for further callers with the same credential.
     """
     if stamp == caller.stamp:
         if caller.expires_at is not None and now >= caller.expires_at:
             raise Unauthorized(sent=True)
         return
-    credential = await Tenants(tx).credential(caller.digest)
+    known = {} if looked_up is None else looked_up
+    if caller.digest not in known:
+        known[caller.digest] = await Tenants(tx).credential(caller.digest)
+    credential = known[caller.digest]
     if credential is None:
         raise Unauthorized(sent=True)
     still = caller_of(credential, caller.digest, now)

@@ -17,6 +17,7 @@ from uuid import UUID
 from authsvc.change_set import ChangeSet
 from authsvc.clock import Clock
 from authsvc.database import QUEUE_SECONDS, Database, Transaction
+from authsvc.decision_cache import Credential
 from authsvc.errors import AuthsvcError, Busy
 from authsvc.records import AuditEvent, Caller, Change, Effect, Stamp
 from authsvc.services.changes import (
@@ -152,9 +153,11 @@ async def write_together(
     now = clock()
     group = take()
     refused: dict[Wanted, AuthsvcError] = {}
+    # Most of a group come with the same key: it is looked up once for all of them.
+    credentials: dict[bytes, Credential | None] = {}
     for wanted in group:
         try:
-            await recheck(tx, wanted.caller, before, now)
+            await recheck(tx, wanted.caller, before, now, credentials)
         except AuthsvcError as error:
             refused[wanted] = error
     admitted = [wanted.change for wanted in group if wanted not in refused]
