@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -190,12 +191,9 @@ class Settings(BaseSettings):
         """The server that is asked for revisions over a connection of its own; None for a file."""
         return self._gate
 
-    @property
+    @cached_property
     def registration_open(self) -> bool:
-        """Whether a key nobody made may make its own tenant by writing.
-
-        By default only where nobody else can reach it: on loopback, with SQLite.
-        """
+        """Whether a key nobody made may write; by default on loopback with SQLite alone."""
         if self.client_registration is not None:
             return self.client_registration == "open"
         return isinstance(self._database, SqliteFile) and is_loopback(self.server_host)
