@@ -28,6 +28,7 @@ MADE: dict[str, Callable[[], str]] = {
     "postgresql_owner_password": _password,
     "postgresql_app_password": _password,
     "client_key": _client_key,
+    "jwt_secret_key": _password,
 }
 
 

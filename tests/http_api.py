@@ -156,7 +156,10 @@ class Api:
 
 def settings_for(storage: Storage, **more: Any) -> Settings:
     """Settings of a service on this database; closed to unknown keys unless told otherwise."""
-    values: dict[str, Any] = {"client_registration": "closed"} | more
+    values: dict[str, Any] = {
+        "client_registration": "closed",
+        "jwt_secret_key": "a secret of the tests, long enough to be one",
+    } | more
     if storage.path is not None:
         return build_settings(sqlite_path=storage.path, **values)
     return build_settings(postgresql_url=storage.url, **values)

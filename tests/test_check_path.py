@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI
 
@@ -14,17 +15,10 @@ from authsvc.api.check_path import CheckPath
 from authsvc.app import create_app
 from authsvc.decision_cache import DecisionCache
 from authsvc.records import Change
-from authsvc.settings import Settings, build_settings
 from conftest import ControlledClock, Storage, TenantAtWork
+from http_api import settings_for
 
 Asgi = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
-
-
-def settings_for(storage: Storage, **more: Any) -> Settings:
-    """The settings of a server on a test's database."""
-    if storage.path is not None:
-        return build_settings(sqlite_path=storage.path, **more)
-    return build_settings(postgresql_url=storage.url, **more)
 
 
 @pytest.fixture
@@ -121,6 +115,19 @@ EXTRA_HEADERS: list[list[tuple[bytes, bytes]]] = [
 ]
 
 
+async def tokens_of(app: FastAPI, key: str) -> list[str]:
+    """Access tokens of a key: two in force, one that may do less, one of a family that ended."""
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as http:
+        grant = {"grant_type": "client_credentials", "client_secret": key}
+        found = []
+        for more in ({}, {}, {"scope": "check"}, {}):
+            answer = await http.post("/api/token", data=grant | more)
+            found.append(answer.json()["access_token"])
+        await http.post("/api/token/revoke", data={"token": found[-1], "client_secret": key})
+    return found
+
+
 def random_request(rng: random.Random, key: str) -> dict[str, Any]:
     """A request for a check, in every form that somebody might send."""
     path = f"/api/has_permission/{rng.choice(USERS)}/{rng.choice(PERMISSIONS)}"
@@ -145,8 +152,9 @@ async def differences(app: FastAPI, tenant: TenantAtWork, *, seed: int, number: 
     """Requests that the two ways answer differently."""
     rng = random.Random(seed)
     found = []
+    tokens = await tokens_of(app, tenant.key)
     for _ in range(number):
-        asked = random_request(rng, tenant.key)
+        asked = random_request(rng, rng.choice([tenant.key, *tokens]))
         short = await call(app, asked)
         long = await call(ordinary(app), asked)
         if short != long:
@@ -155,14 +163,14 @@ async def differences(app: FastAPI, tenant: TenantAtWork, *, seed: int, number: 
 
 
 async def test_both_ways_give_the_same_bytes(app: FastAPI, tenant: TenantAtWork) -> None:
-    assert await differences(app, tenant, seed=1, number=600) == []
+    assert await differences(app, tenant, seed=1, number=1000) == []
 
 
 async def test_another_body_would_be_noticed(
     app: FastAPI, tenant: TenantAtWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("authsvc.api.check_path.check_body", lambda *_: b"{}")
-    assert await differences(app, tenant, seed=1, number=200)
+    assert await differences(app, tenant, seed=1, number=1000)
 
 
 async def taken(app: FastAPI, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> bool:
@@ -194,6 +202,19 @@ async def test_a_remembered_check_goes_the_short_way(
     status, _, body = await call(app, plain)
     assert (status, b'"has_permission":false' in body) == (200, True)
     assert await taken(app, plain, monkeypatch)
+
+
+async def test_a_remembered_token_goes_the_short_way(
+    app: FastAPI, tenant: TenantAtWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, _, narrow, ended = await tokens_of(app, tenant.key)
+    path = "/api/has_permission/alice%40example.com/doc:read"
+    for sent in (token, narrow):
+        assert not await taken(app, request(sent, path), monkeypatch), "not remembered yet"
+        assert await taken(app, request(sent, path), monkeypatch)
+    for _ in range(2):
+        assert not await taken(app, request(ended, path), monkeypatch)
+        assert (await call(app, request(ended, path)))[0] == 401
 
 
 async def test_a_revoke_through_another_process_is_seen_by_the_very_next_check(

@@ -307,7 +307,7 @@ def test_a_second_server_on_one_file_is_refused(served: tuple[Home, Serving]) ->
 def test_an_open_database_file_is_closed_with_a_warning(home: Home) -> None:
     home.database.touch(mode=0o644)
     home.database.chmod(0o644)
-    done = home.run("serve", AUTH_ENVIRONMENT="production")
+    done = home.run("serve", AUTH_ENVIRONMENT="production", AUTH_JWT_SECRET_KEY="x" * 40)
     assert done.status == 3
     assert f"chmod 600 {home.database}" in done.sentence
     with home.serving() as server:

@@ -18,7 +18,7 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
 from pydantic import SecretStr
 from starlette.types import ASGIApp
 
@@ -242,8 +242,13 @@ class Watched:
             "request",
             lambda one: self.requests.append((one.url, one.headers.get("authorization", ""))),
         )
-        page.on("console", lambda one: self.complaints.append(f"{one.type}: {one.text}"))
+        page.on("console", self._said)
         page.on("pageerror", lambda one: self.complaints.append(f"error: {one}"))
+
+    def _said(self, one: ConsoleMessage) -> None:
+        # "[DOM]": hints on forms to whoever wrote Swagger UI.
+        if not one.text.startswith("[DOM]"):
+            self.complaints.append(f"{one.type}: {one.text}")
 
     async def open(self, path: str) -> None:
         await self.page.add_init_script(
@@ -293,10 +298,11 @@ async def test_reference_in_a_browser(watched: Watched) -> None:
     await watched.picture("docs")
 
     await page.locator(".btn.authorize").first.click()
-    await page.locator(".auth-container input").fill(KEY)
+    await page.get_by_label("auth-bearer-value").fill(KEY)
     await watched.picture("docs-authorize")
-    await page.locator(".auth-btn-wrapper .btn.authorize").click()
-    await page.locator(".auth-btn-wrapper .btn-done").click()
+    by_key = page.locator(".auth-container").filter(has=page.get_by_label("auth-bearer-value"))
+    await by_key.locator(".btn.authorize").click()
+    await page.locator(".close-modal").click()
 
     operation = page.locator(".opblock-post").filter(
         has=page.locator('[data-path="/api/role/{role}"]')
@@ -319,4 +325,35 @@ async def test_reference_in_a_browser(watched: Watched) -> None:
     assert await page.evaluate("localStorage.length + sessionStorage.length") == 0
     await page.reload(wait_until="networkidle")
     await page.locator(".btn.authorize").first.click()
-    assert await page.locator(".auth-container input").count() == 1
+    assert await page.get_by_label("auth-bearer-value").input_value() == ""
+
+
+async def test_the_page_asks_for_a_token(watched: Watched) -> None:
+    page = watched.page
+    await watched.open("/docs")
+    await page.locator(".btn.authorize").first.click()
+    secret = page.locator("#client_secret_clientCredentials")
+    await page.locator("#client_id_clientCredentials").fill("anything")
+    await secret.fill(KEY)
+    await page.locator("label[for=check-clientCredentials-checkbox-token] .item").click()
+    await watched.picture("docs-authorize-token")
+    by_token = page.locator(".auth-container").filter(has=secret)
+    await by_token.locator(".btn.authorize").click()
+    await page.locator(".auth-container").filter(has_text="******").wait_for()
+    await watched.picture("docs-authorized")
+    await page.locator(".close-modal").click()
+
+    operation = page.locator(".opblock-get").filter(
+        has=page.locator('[data-path="/api/has_permission/{user}/{permission}"]')
+    )
+    await operation.locator(".opblock-summary-control").click()
+    await operation.locator(".try-out__btn").click()
+    await operation.locator("tr[data-param-name=user] input").fill("alice")
+    await operation.locator("tr[data-param-name=permission] input").fill("deploy")
+    await operation.locator(".btn.execute").click()
+    status = operation.locator(".live-responses-table tbody .response-col_status")
+    await status.first.wait_for()
+    assert (await status.first.inner_text()).startswith("200")
+    asked = [sent for url, sent in watched.requests if "/api/has_permission/" in url]
+    assert re.fullmatch(r"Bearer [\w-]+\.[\w-]+\.[\w-]+", asked[0] or "")
+    await watched.expect_quiet()

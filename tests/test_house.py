@@ -19,7 +19,7 @@ PURE = {
     "keyring", "postgresql_url", "role_graph",
 }  # fmt: skip
 STORAGE = {"column_types", "database", "models"}
-BESIDE = {"migrations", "revision_gate", "sqlite_file"}
+BESIDE = {"migrations", "revision_gate", "sqlite_file", "token_secret"}
 """Infrastructure that only the composition roots put together (the gate: services too)."""
 OBSERVED = {"audit", "logs", "metrics"}
 FRAMEWORKS = {"fastapi", "pydantic", "starlette", "uvicorn"}

@@ -36,7 +36,7 @@ CHECKS = (
     "ignored_auth",
 )
 # What a schema cannot say: which of two forms a body has, that one time is later than another,
-# that a text is in NFC, what is a cursor.
+# that a text is in NFC, what is a cursor, that a client key is presented once.
 MORE_THAN_A_SCHEMA = (
     "POST /api/role/{role}",
     "POST /api/membership/{user}/{role}",
@@ -51,6 +51,9 @@ MORE_THAN_A_SCHEMA = (
     "GET /api/members/{role}",
     "GET /api/which_users_can/{permission}",
     "GET /api/workflow/users/{workflow}",
+    "POST /api/token",
+    "POST /api/token/revoke",
+    "POST /api/token/introspect",
 )
 
 

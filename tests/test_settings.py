@@ -10,6 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from pydantic import SecretStr, ValidationError
 
 from authsvc import settings as settings_module
@@ -20,7 +27,21 @@ from authsvc.settings import Settings, SqliteFile, build_settings, load_settings
 EXAMPLE = Path(__file__).parent.parent / ".env.example"
 KEY = "0b9a2e8e-0d0e-4c57-9a6e-3f6c8a5b1c2d"
 OTHER_KEY = "f47ac10b-58cc-4372-a567-0e02b2c3d479"
-SECRET = "hunter2secret"
+SECRET = "hunter2secret-with-more-than-32-characters"
+STRONG = "Qk3v8sYc2mJx0pWd7hTz5nRb1fLg9aEu4oKi6yCq"
+PEM = (
+    ec.derive_private_key(7, ec.SECP256R1())
+    .private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    .decode()
+    .strip()
+)
+PUBLIC_PEM = (
+    ec.derive_private_key(7, ec.SECP256R1())
+    .public_key()
+    .public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    .decode()
+    .strip()
+)
 URL = "postgresql://app@db.example.com/auth"
 LOCAL_URL = "postgresql://app@localhost/auth"
 SECRETS = (
@@ -61,6 +82,8 @@ def load(env_file: str | None = None, **env: str) -> Settings:
     if env_file is not None:
         path.write_text(env_file)
         path.chmod(0o600)
+    if env.get("environment") == "production":
+        env = {"jwt_secret_key": STRONG} | env
     return load_settings({variable(name): value for name, value in env.items()}, path)
 
 
@@ -229,7 +252,7 @@ def test_env_file_open_to_others(mode: int) -> None:
     assert "chmod 600" in warning
     assert "chmod 600" in refusal(environment="production")
     path.write_text("AUTH_ENVIRONMENT=production")
-    assert "chmod 600" in refusal()
+    assert "chmod 600" in refusal(jwt_secret_key=STRONG)
 
 
 def test_secrets_in_env_file_in_production() -> None:
@@ -248,6 +271,8 @@ def test_every_secret_can_be_a_file(name: str) -> None:
         "postgresql_url": LOCAL_URL,
         "database_url": LOCAL_URL,
         "postgresql_gate_url": LOCAL_URL,
+        "jwt_private_key": PEM,
+        "jwt_old_public_keys": PUBLIC_PEM,
     }.get(name, f" {SECRET} ")
     Path("secret").write_text(f"{value}\r\n")
     found = getattr(load(**{f"{name}_file": "secret"}), name)
@@ -562,11 +587,45 @@ def test_switches_not_built_can_only_be_off(name: str, off: str, on: str) -> Non
 
 def test_values_not_built_are_one_warning() -> None:
     given = {name: SECRET for name in SECRETS if name in settings_module._UNBUILT}
-    given |= {"cors_origins": "*", "jwt_issuer": "i", "jwt_access_token_expire_minutes": "15"}
+    given |= {"cors_origins": "*"}
     (warning,) = load(**given).warnings
     assert warning.endswith(f": {NO_EFFECT}")
     named = warning.removesuffix(f": {NO_EFFECT}").split(", ")
     assert sorted(named) == sorted(variable(name) for name in given)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"jwt_secret_key": "x" * 31}, "at least 32 characters"),
+        ({"jwt_old_secret_keys": f"{STRONG},short"}, "at least 32 characters"),
+        ({"jwt_private_key": SECRET}, "PEM"),
+        ({"jwt_private_key": PUBLIC_PEM}, "PEM"),
+        ({"jwt_old_public_keys": SECRET}, "PEM"),
+        ({"jwt_access_token_expire_minutes": "61"}, "60"),
+        ({"jwt_refresh_token_expire_days": "91"}, "90"),
+    ],
+)
+def test_keys_of_tokens_that_are_refused(given: dict[str, str], reason: str) -> None:
+    ((name, value),) = given.items()
+    message = refusal(**given)
+    assert message.startswith(f"{variable(name)}: ")
+    assert reason in message
+    assert len(value) < 3 or value not in message
+
+
+def test_keys_of_tokens_in_their_order() -> None:
+    given = {
+        "jwt_private_key": PEM,
+        "jwt_secret_key": STRONG,
+        "jwt_old_secret_keys": f"{SECRET}, {SECRET[::-1]}",
+        "jwt_old_public_keys": PUBLIC_PEM,
+    }
+    found = [key.algorithm for key in load(**given).token_keys]
+    assert found == ["ES256", "HS256", "HS256", "HS256", "ES256"]
+    assert load().token_keys == ()
+    assert load().jwt_access_token_expire_minutes == 15
+    assert load().jwt_refresh_token_expire_days == 7
 
 
 # --- Production ---
@@ -576,6 +635,7 @@ def test_values_not_built_are_one_warning() -> None:
     ("given", "named"),
     [
         ({"debug_mode": "true"}, "AUTH_DEBUG_MODE"),
+        ({"jwt_secret_key": ""}, "AUTH_JWT_SECRET_KEY"),
         ({"enable_audit_logging": "false"}, "AUTH_ENABLE_AUDIT_LOGGING"),
         ({"postgresql_url": f"{URL}?sslmode=disable"}, "AUTH_POSTGRESQL_URL"),
         ({"database_url": f"{URL}?sslmode=disable"}, "AUTH_DATABASE_URL"),
@@ -633,8 +693,8 @@ def test_the_secrets_are_known() -> None:
 
 def planted(name: str) -> str:
     """A value for a secret setting that can be used and holds the planted word."""
-    if name == "client_key":
-        return KEY
+    if name in ("client_key", "jwt_private_key", "jwt_old_public_keys"):
+        return {"client_key": KEY, "jwt_private_key": PEM}.get(name, PUBLIC_PEM)
     return f"postgresql://u:{SECRET}@localhost/d" if name.endswith("url") else SECRET
 
 
@@ -661,6 +721,7 @@ def test_secrets_are_never_shown(name: str, caplog: pytest.LogCaptureFixture) ->
     for text in shown:
         assert SECRET not in text
         assert KEY not in text
+        assert PEM.splitlines()[1] not in text
     assert getattr(settings, name).get_secret_value() == given[name]
 
 

@@ -4,39 +4,48 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import asyncpg
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from authsvc import __version__, migrations
-from authsvc.api import changes, checks, health, keys, memberships, roles
+from authsvc.api import changes, checks, health, keys, memberships, roles, tokens
 from authsvc.api.check_path import CheckPath
 from authsvc.api.dependencies import Service
 from authsvc.api.docs_page import docs_router
+from authsvc.api.documented import with_token_schemes
 from authsvc.api.middleware import Edge, request_id_of
 from authsvc.api.problems import exception_handlers
 from authsvc.api.security_headers import header_sets
+from authsvc.api.well_known import well_known_router
 from authsvc.clock import Clock, system_clock
 from authsvc.database import Database
 from authsvc.decision_cache import DecisionCache
 from authsvc.errors import SettingsError
+from authsvc.keyring import Keyring, secret_key
 from authsvc.logs import configure_logs
 from authsvc.revision_gate import DEADLINE_SECONDS, Gate, PostgresGate, SqliteGate
 from authsvc.services.current_state import CurrentState
 from authsvc.services.tenants import provision_key
+from authsvc.services.tokens import Tokens
 from authsvc.services.write_queue import WriteQueue
 from authsvc.settings import Settings, SqliteFile, load_settings
 from authsvc.sqlite_file import prepare_file
+from authsvc.token_secret import local_secret
 
 _DESCRIPTION = """
 *May user X do Y?* Define roles, grant permissions to them, make users members, and ask.
 
 Every request under `/api` carries a client key: press **Authorize** and paste yours
-(`make run` and `authsvc tenants create` print one). A key belongs to one tenant; what belongs to
-another tenant does not exist for you. A check is answered from the state of *now*: once a change
-has been answered, no check is answered from before it.
+(`make run` and `authsvc tenants create` print one), or let the page ask for a short-lived token
+with it, as *client_secret*. A key belongs to one tenant; what belongs to another tenant does not
+exist for you. A check is answered from the state of *now*: once a change has been answered, no
+check is answered from before it.
 """
 _TAGS = [
     {"name": "Checks", "description": "May this user do this? One question or thousands."},
@@ -46,6 +55,7 @@ _TAGS = [
     {"name": "Hierarchy", "description": "Roles that inherit from roles."},
     {"name": "Changes", "description": "Many writes, all or nothing."},
     {"name": "Keys", "description": "The credentials of the tenant."},
+    {"name": "Tokens", "description": "Short-lived credentials, asked for with a client key."},
     {"name": "Workflows", "description": "Permissions that are named like workflows."},
     {"name": "Service", "description": "Is the service well?"},
 ]
@@ -63,6 +73,11 @@ class _Application(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         return self.edge(super().build_middleware_stack())
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = with_token_schemes(super().openapi())
+        return self.openapi_schema
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self.short_way or super().__call__)(scope, receive, send)
@@ -104,6 +119,25 @@ def open_gate(settings: Settings, clock: Clock) -> Gate:
     return PostgresGate(connect, None if clock is system_clock else clock)
 
 
+def open_keyring(settings: Settings) -> Keyring:
+    """The keys of access tokens; without any in the settings, a secret in a file is made and used.
+
+    Raises StartError.
+    """
+    keys = settings.token_keys
+    # Keys that only verify do not sign.
+    if settings.jwt_private_key is None and settings.jwt_secret_key is None:
+        target = settings.database
+        base = target.path if isinstance(target, SqliteFile) else Path("~/.auth").expanduser()
+        keys = (secret_key(local_secret(Path(f"{base}.jwt-secret"))), *keys)
+    return Keyring(
+        keys,
+        issuer=settings.jwt_issuer or settings.public_url or "authsvc",
+        audience=settings.jwt_audience or "authsvc",
+        lifetime=timedelta(minutes=settings.jwt_access_token_expire_minutes),
+    )
+
+
 async def prepare(settings: Settings, *, clock: Clock = system_clock) -> Sequence[str]:
     """Make everything ready to be served; warnings for people.
 
@@ -135,7 +169,16 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
     database = open_database(settings)
     gate = open_gate(settings, clock)
     current = CurrentState(database, gate, DecisionCache(settings.cache_mb))
-    service = Service(settings, database, clock, current, WriteQueue(database, clock, current))
+    keyring = open_keyring(settings)
+    refresh_lifetime = timedelta(days=settings.jwt_refresh_token_expire_days)
+    service = Service(
+        settings,
+        database,
+        clock,
+        current,
+        WriteQueue(database, clock, current),
+        Tokens(database, current, keyring, clock, refresh_lifetime),
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -173,6 +216,7 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
         app.short_way = CheckPath(
             partial(FastAPI.__call__, app),
             current,
+            service.tokens,
             headers=header_sets(settings.xss_protection_header).data,
             request_id_of=request_id_of,
             allowed_hosts=settings.allowed_hosts,
@@ -181,7 +225,8 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
     # The most asked for first: every route before a match costs its own try.
     for module in (checks, roles, memberships, changes, health):
         app.include_router(module.router)
-    for router in (keys.rotation, keys.router):
+    well_known = well_known_router(keyring, settings.public_url)
+    for router in (keys.rotation, keys.router, tokens.router, well_known):
         app.include_router(router)
     app.include_router(docs_router(title="authsvc", docs_enabled=settings.docs_enabled))
     return app

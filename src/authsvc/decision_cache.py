@@ -41,6 +41,22 @@ class Credential:
     disabled_at: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A family of tokens: the client key it was given to, as stored, and what bounds it.
+
+    ``digest`` is the key's, ``generation`` the tenant's, ``scopes`` what was asked for.
+    """
+
+    family: str
+    scopes: frozenset[str]
+    expires_at: datetime
+    revoked_at: datetime | None
+    generation: int
+    digest: bytes
+    credential: Credential
+
+
 Held = RoleSet | tuple[Membership, ...]
 """What a user holds: a shared role set, or memberships of which some are bound."""
 
@@ -54,7 +70,7 @@ class TenantState:
 
     __slots__ = (
         "aged", "credentials", "dirty", "fresh", "generation", "graph", "known_at", "role_sets",
-        "stamp",
+        "sessions", "stamp",
     )  # fmt: skip
 
     def __init__(self, stamp: Stamp, known_at: int) -> None:
@@ -71,6 +87,7 @@ class TenantState:
         self.aged: dict[str, Held] = {}
         self.role_sets: dict[tuple[int, ...], RoleSet] = {}
         self.credentials: dict[bytes, Credential] = {}
+        self.sessions: dict[str, Session] = {}
 
     @property
     def complete(self) -> bool:
@@ -104,6 +121,9 @@ class TenantState:
             self._reload(payload["details"]["role"])
         elif kind == "key":
             self.credentials.clear()
+            self.sessions.clear()
+        elif kind == "token":
+            self.sessions.pop(name, None)
         else:
             self.forget()
 
@@ -223,6 +243,11 @@ class DecisionCache:
         self._owners[digest] = credential.key.tenant_id
         self._grow(_USER_BYTES + _MEMBERSHIP_BYTES)
 
+    def install_session(self, state: TenantState, session: Session) -> None:
+        """Remember a family of tokens at the state's stamp."""
+        state.sessions[session.family] = session
+        self._grow(_USER_BYTES + _MEMBERSHIP_BYTES)
+
     def _put(self, state: TenantState, user: str, held: Held) -> None:
         state.fresh[user] = held
         own = _MEMBERSHIP_BYTES * len(held) if isinstance(held, tuple) else 0
@@ -245,7 +270,7 @@ class DecisionCache:
         for tenant_id, state in self._tenants.items():
             if state.generation == self._generation - 1:
                 state.aged, state.fresh = state.fresh, {}
-                state.role_sets = {}
+                state.role_sets, state.sessions = {}, {}
                 kept[tenant_id] = state
         self._tenants = kept
         self._owners = {

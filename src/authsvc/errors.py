@@ -13,6 +13,7 @@
     │   └── CursorExpired                 cursor_expired
     ├── BadRequest                        bad_request: not even parsable
     ├── Unauthorized                      unauthorized: one answer for every bad credential
+    ├── TokenRefused                      a word of RFC 6749, section 5.2
     ├── Forbidden                         insufficient_scope, tenant_disabled
     ├── NotFound                          role_not_found, key_not_found
     ├── Conflict                          conflict
@@ -132,9 +133,17 @@ class Unauthorized(AuthsvcError):
 
     def __init__(self, *, sent: bool) -> None:
         super().__init__(
-            "A valid credential is required: send 'Authorization: Bearer <client key>'"
+            "A valid credential is required: send 'Authorization: Bearer' and a client key or token"
         )
         self.sent = sent
+
+
+class TokenRefused(AuthsvcError):
+    """A token endpoint's refusal; ``code`` is one of RFC 6749, section 5.2."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Forbidden(AuthsvcError):

@@ -80,6 +80,23 @@ minted = Table(
     Index("ix_minted_created_at", "tenant_id", "created_at"),
 )
 
+token_family = Table(
+    "token_family",
+    metadata,
+    Column("tenant_id", TenantId, primary_key=True),
+    Column("id", name_type(64), primary_key=True),
+    Column("key_id", name_type(64), nullable=False),
+    Column("handle", LargeBinary(32), nullable=False, unique=True),
+    Column("current", LargeBinary(32), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("revoked_at", UtcDateTime),
+    ForeignKeyConstraint(["tenant_id", "key_id"], ["client_key.tenant_id", "client_key.id"]),
+    Index("ix_token_family_key_id", "tenant_id", "key_id"),
+    Index("ix_token_family_expires_at", "tenant_id", "expires_at"),
+)
+
 role = Table(
     "role",
     metadata,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Generic, Literal, NamedTuple, TypeVar
@@ -23,6 +24,12 @@ COVERED_BY: dict[str, frozenset[str]] = {
     "admin": frozenset({"admin"}),
 }
 """Scope asked for -> the scopes any of which grants it."""
+
+
+def covered(scopes: Iterable[str], by: Iterable[str]) -> frozenset[str]:
+    """Those of these scopes that a credential with the others has."""
+    having = frozenset(by)
+    return frozenset(scope for scope in scopes if not COVERED_BY[scope].isdisjoint(having))
 
 
 class Stamp(NamedTuple):
@@ -58,6 +65,7 @@ class Caller:
     stamp: Stamp
     expires_at: datetime | None = None
     at: datetime | None = None
+    family: str | None = None
     request_id: str | None = None
     address: str | None = None
     user_agent: str | None = None

@@ -42,6 +42,7 @@ from authsvc.database_choice import (
     mode_over_network,
 )
 from authsvc.errors import SettingsError
+from authsvc.keyring import Key, read_keys
 from authsvc.postgresql_url import PostgreSQLTarget
 from authsvc.settings_sources import PREFIX, read_sources
 from authsvc.settings_sources import variable as _env
@@ -81,14 +82,6 @@ _UNBUILT: dict[str, Unbuilt] = {
     "rate_limit_token": Unbuilt(off="off"),
     "rate_limit_auth_failure": Unbuilt(off="off"),
     "rate_limit_storage_url": Unbuilt(),
-    "jwt_secret_key": Unbuilt(),
-    "jwt_old_secret_keys": Unbuilt(),
-    "jwt_private_key": Unbuilt(),
-    "jwt_old_public_keys": Unbuilt(),
-    "jwt_issuer": Unbuilt(),
-    "jwt_audience": Unbuilt(),
-    "jwt_access_token_expire_minutes": Unbuilt(),
-    "jwt_refresh_token_expire_days": Unbuilt(),
 }
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -140,8 +133,8 @@ class Settings(BaseSettings):
     jwt_old_public_keys: SecretStr | None = None
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
-    jwt_access_token_expire_minutes: int = Field(default=15, ge=1)
-    jwt_refresh_token_expire_days: int = Field(default=7, ge=1)
+    jwt_access_token_expire_minutes: int = Field(default=15, ge=1, le=60)
+    jwt_refresh_token_expire_days: int = Field(default=7, ge=1, le=90)
 
     enable_encryption: bool = False
     encryption_key: SecretStr | None = None
@@ -167,6 +160,7 @@ class Settings(BaseSettings):
 
     _database: DatabaseTarget = PrivateAttr()
     _gate: PostgreSQLTarget | None = PrivateAttr(default=None)
+    _token_keys: tuple[Key, ...] = PrivateAttr(default=())
     _warnings: tuple[str, ...] = PrivateAttr(default=())
 
     @classmethod
@@ -190,6 +184,11 @@ class Settings(BaseSettings):
     def gate(self) -> PostgreSQLTarget | None:
         """The server that is asked for revisions over a connection of its own; None for a file."""
         return self._gate
+
+    @property
+    def token_keys(self) -> tuple[Key, ...]:
+        """The keys of access tokens that are set, the one that signs first."""
+        return self._token_keys
 
     @cached_property
     def registration_open(self) -> bool:
@@ -282,12 +281,15 @@ class Settings(BaseSettings):
                 "AUTH_WORKERS: SQLite is served by one process, because only one can know at once"
                 " what the others changed; set it to 1, or use AUTH_POSTGRESQL_URL"
             )
+        self._token_keys = read_keys(self)
         if self.environment == "production":
             self._refuse_in_production()
         self._warnings = tuple(self._advice())
         return self
 
     def _refuse_in_production(self) -> None:
+        if self.jwt_secret_key is None and self.jwt_private_key is None:
+            raise SettingsError("AUTH_JWT_SECRET_KEY: must be set; openssl rand -base64 32")
         if self.debug_mode:
             raise SettingsError("AUTH_DEBUG_MODE: must be false in production")
         if not self.enable_audit_logging:

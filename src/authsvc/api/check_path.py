@@ -10,23 +10,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import TypeVar
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from authsvc.api.check_answer import check_body
 from authsvc.api.security_headers import Pairs
-from authsvc.credentials import digest_of
-from authsvc.decision_cache import allowed
+from authsvc.credentials import digest_of, parse_client_key
+from authsvc.decision_cache import TenantState, allowed
 from authsvc.errors import AuthsvcError
-from authsvc.services.authentication import may_check, presented_key
+from authsvc.keyring import Token
+from authsvc.services.authentication import may_check, presented, token_may_check
 from authsvc.services.current_state import CurrentState
+from authsvc.services.tokens import Tokens
 
-T = TypeVar("T", bytes, str)
+T = TypeVar("T", bytes, str, Token)
 
 _PREFIX = b"/api/has_permission/"
 _permission_name = re.compile(rb"(?!\.)[A-Za-z0-9_\-.:]{1,128}").fullmatch
 _MOST_REMEMBERED = 10_000
+_LONGEST_REMEMBERED = 1024
 _PLAIN_HEADER = len(b"Bearer ") + 36
 _READ = frozenset({b"authorization", b"host", b"x-request-id"})
 _UNUSUAL = frozenset(
@@ -48,6 +52,7 @@ class CheckPath:
         self,
         app: ASGIApp,
         current: CurrentState,
+        tokens: Tokens,
         *,
         headers: Pairs,
         request_id_of: Callable[[bytes | None], str],
@@ -56,10 +61,12 @@ class CheckPath:
         """``headers``: what every answer under ``/api`` carries. ``allowed_hosts`` as for Edge."""
         self._app = app
         self._current = current
+        self._tokens = tokens
         self._headers = headers
         self._request_id_of = request_id_of
         self._hosts = frozenset(host.encode() for host in allowed_hosts)
         self._digests: dict[bytes, bytes] = {}
+        self._verified: dict[bytes, Token] = {}
         self._permissions: dict[bytes, str] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,18 +113,24 @@ class CheckPath:
         if wanted is None or user.startswith(b"."):
             return None
         try:
-            digest = self._digests.get(authorization) or self._digest(authorization)
-            glance = await self._current.glance(digest)
+            digest = self._digests.get(authorization)
+            if digest is not None:
+                glance = await self._current.glance(digest)
+                if glance is None or not may_check(glance[1], glance[2]):
+                    return None
+                state, _, at = glance
+            else:
+                seen = await self._with_token(authorization)
+                if seen is None:
+                    return None
+                state, at = seen
         except AuthsvcError:
             # A refusal is the ordinary route's to word.
             return None
-        if glance is None:
-            return None
-        state, credential, at = glance
         # What is not a name is nobody's whose holdings could be remembered.
         held = self._current.remembered(state, _decoded(user))
         graph = state.graph
-        if held is None or graph is None or state.dirty or not may_check(credential, at):
+        if held is None or graph is None or state.dirty:
             return None
         return check_body(allowed(held, graph, wanted, None, at), state.stamp.revision, at)
 
@@ -127,12 +140,26 @@ class CheckPath:
             return None
         return _remember(self._permissions, sent, sent.decode("ascii"))
 
-    def _digest(self, authorization: bytes) -> bytes:
-        """The digest of the key in a header. Says nothing about the key. Raises Unauthorized."""
-        digest = digest_of(presented_key((authorization.decode("latin-1"),)))
-        if len(authorization) <= _PLAIN_HEADER:
-            _remember(self._digests, authorization, digest)
-        return digest
+    async def _with_token(self, authorization: bytes) -> tuple[TenantState, datetime] | None:
+        """The state to answer from and its instant, for a credential that is seen for the first
+        time, or is a token. Raises Unauthorized, Unavailable.
+        """
+        token = self._verified.get(authorization)
+        if token is None:
+            sent = presented((authorization.decode("latin-1"),))
+            key = parse_client_key(sent)
+            if key is not None:
+                if len(authorization) <= _PLAIN_HEADER:
+                    _remember(self._digests, authorization, digest_of(key))
+                # The ordinary route answers this one; from the next one on it is known here.
+                return None
+            token = self._tokens.read(sent)
+            if len(authorization) <= _LONGEST_REMEMBERED:
+                _remember(self._verified, authorization, token)
+        glance = await self._current.glance_at_session(token.tenant_id, token.family)
+        if glance is None or not token_may_check(glance[1], token, glance[2]):
+            return None
+        return glance[0], glance[2]
 
     async def _send(self, body: bytes, sent_id: bytes | None, send: Send) -> None:
         await send(

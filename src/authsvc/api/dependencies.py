@@ -11,13 +11,19 @@ from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 
 from authsvc.clock import Clock
-from authsvc.credentials import digest_of
+from authsvc.credentials import digest_of, parse_client_key
 from authsvc.database import IDLE_SECONDS, Database
-from authsvc.records import LIST_MAX, Caller, Change, Page
+from authsvc.records import EMPTY, LIST_MAX, Caller, Change, Page
 from authsvc.schemas.names import ScopeName, strict_names
-from authsvc.services.authentication import presented_key, require_scope, resolve
+from authsvc.services.authentication import (
+    caller_with_token,
+    presented,
+    require_scope,
+    resolve,
+)
 from authsvc.services.changes import Outcome, RegisteredMeanwhile, apply_changes
 from authsvc.services.current_state import CurrentState
+from authsvc.services.tokens import Tokens
 from authsvc.services.write_queue import WriteQueue
 from authsvc.settings import Settings
 
@@ -33,13 +39,22 @@ class Service:
     clock: Clock
     current: CurrentState
     writes: WriteQueue
+    tokens: Tokens
 
     async def authenticated(self, request: Request) -> Caller:
         """The caller behind a request's credential, as it is now.
 
         Raises Unauthorized, Forbidden, Unavailable.
         """
-        digest = digest_of(presented_key(request.headers.getlist("authorization")))
+        sent = presented(request.headers.getlist("authorization"))
+        key = parse_client_key(sent)
+        if key is None:
+            token = self.tokens.read(sent)
+            session, stamp, now = await self.tokens.session(token)
+            return described(
+                replace(caller_with_token(session, token, stamp, now), at=now), request
+            )
+        digest = digest_of(key)
         credential, at = await self.current.credential(digest)
         caller = resolve(
             credential,
@@ -47,14 +62,7 @@ class Service:
             at or self.clock(),
             registration_open=self.settings.registration_open,
         )
-        agent = request.headers.get("user-agent")
-        return replace(
-            caller,
-            at=at,
-            request_id=request.scope["state"]["request_id"],
-            address=request.client.host if request.client else None,
-            user_agent=_printable(agent) if agent else None,
-        )
+        return described(replace(caller, at=at), request)
 
     async def write(
         self,
@@ -88,6 +96,17 @@ class Service:
         )
 
 
+def described(caller: Caller | None, request: Request) -> Caller:
+    """A caller (None: nobody that is known) with what the audit trail says of its request."""
+    agent = request.headers.get("user-agent")
+    return replace(
+        caller or Caller(None, None, b"", frozenset(), EMPTY),
+        request_id=request.scope["state"]["request_id"],
+        address=request.client.host if request.client else None,
+        user_agent=_printable(agent) if agent else None,
+    )
+
+
 def _printable(text: str) -> str:
     """As much of a header as goes into the audit trail."""
     return "".join(c if c.isprintable() else "?" for c in text[:_LONGEST_USER_AGENT])
@@ -118,7 +137,8 @@ async def admit(request: Request) -> None:
 _bearer = HTTPBearer(
     scheme_name="credential",
     bearerFormat="UUID version 4",
-    description="A client key. `make run` and `authsvc tenants create` print one.",
+    description="A client key or an access token. `make run` and `authsvc tenants create` print a"
+    " key.",
     auto_error=False,
 )
 

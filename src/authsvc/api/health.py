@@ -51,6 +51,7 @@ async def ping(service: ServiceDep) -> JSONResponse:
 async def _reasons(service: ServiceDep) -> list[str]:
     try:
         await service.database.refuse_unless_primary()
+        await service.tokens.refuse_unless_judged()
     except Unavailable as error:
         return [error.message]
     return []

@@ -12,12 +12,13 @@ from authsvc.api.dependencies import AdminCaller, Service, ServiceDep, admit, ge
 from authsvc.api.documented import BODIES, WRITES, documented
 from authsvc.api.envelope import Envelope, ListEnvelope, answer, timestamp
 from authsvc.api.route import contract_route
-from authsvc.errors import InputError, Unauthorized
+from authsvc.credentials import parse_client_key
+from authsvc.errors import Forbidden, InputError, Unauthorized
 from authsvc.records import EMPTY, SCOPES, Caller, ClientKey
 from authsvc.schemas import keys as schemas
 from authsvc.schemas.names import KeyId
 from authsvc.services import keys
-from authsvc.services.authentication import presented_key
+from authsvc.services.authentication import presented, presented_key
 from authsvc.services.changes import RegisteredMeanwhile
 
 router = APIRouter(prefix="/api", route_class=contract_route(admit))
@@ -85,8 +86,9 @@ def _request(request: Request, body: dict[str, Any]) -> keys.Request:
     found = request.headers.getlist("idempotency-key")
     if found and (len(found) > 1 or _idempotency_key(found[0]) is None):
         raise InputError.of("Idempotency-Key", "This must be 16 to 128 visible characters, once.")
+    sent = presented(request.headers.getlist("authorization"))
     return keys.Request(
-        presented_key(request.headers.getlist("authorization")),
+        parse_client_key(sent) or sent,
         found[0] if found else None,
         keys.content_of(request.url.path, body),
     )
@@ -198,6 +200,8 @@ async def rotate(
     """
     seconds = (body or schemas.RotateBody()).overlap_seconds
     ended = getattr(request.state, "ended", False)
+    if _caller.family is not None:
+        raise Forbidden("A key is rotated by whoever holds it: send the client key, not a token")
     asked = _request(request, {"overlap_seconds": seconds})
     if not seconds and asked.idempotency_key is None:
         raise InputError.of("Idempotency-Key", "'overlap_seconds': 0 requires this header.")

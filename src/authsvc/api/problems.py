@@ -30,6 +30,7 @@ STATUS: dict[type[errors.AuthsvcError], int] = {
     errors.InputError: 422,
     errors.BadRequest: 400,
     errors.Unauthorized: 401,
+    errors.TokenRefused: 400,
     errors.Forbidden: 403,
     errors.NotFound: 404,
     errors.Conflict: 409,

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from authsvc.credentials import parse_client_key
-from authsvc.decision_cache import Credential
+from authsvc.decision_cache import Credential, Session
 from authsvc.errors import Forbidden, Unauthorized
-from authsvc.records import COVERED_BY, EMPTY, SCOPES, Caller
+from authsvc.keyring import Token
+from authsvc.records import COVERED_BY, EMPTY, SCOPES, Caller, Stamp, covered
+
+
+def presented(authorization: Sequence[str]) -> str:
+    """What stands after ``Bearer`` in the request's one ``Authorization`` header.
+
+    Raises Unauthorized for anything else: no header, several, another scheme.
+    """
+    if len(authorization) != 1:
+        raise Unauthorized(sent=bool(authorization))
+    scheme, _, credential = authorization[0].partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthorized(sent=True)
+    return credential.strip(" ")
 
 
 def presented_key(authorization: Sequence[str]) -> str:
     """The client key in the request's ``Authorization`` header, in its canonical form.
 
-    Raises Unauthorized for anything else: no header, several, another scheme, another form.
+    Raises Unauthorized for anything else, access tokens too.
     """
-    if len(authorization) != 1:
-        raise Unauthorized(sent=bool(authorization))
-    scheme, _, credential = authorization[0].partition(" ")
-    key = parse_client_key(credential.strip(" ")) if scheme.lower() == "bearer" else None
+    key = parse_client_key(presented(authorization))
     if key is None:
         raise Unauthorized(sent=True)
     return key
@@ -52,6 +64,45 @@ def caller_of(credential: Credential, digest: bytes, now: datetime) -> Caller:
     key = credential.key
     return Caller(
         key.tenant_id, key.id, digest, key.scopes, credential.stamp, expires_at=key.expires_at
+    )
+
+
+def is_in_force(session: Session, token: Token, now: datetime) -> bool:
+    """Whether a verified token is accepted at this instant, as its family and its key stand."""
+    return (
+        token.in_force(now)
+        and session.revoked_at is None
+        and session.generation == token.generation
+        and session.credential.key.id == token.key_id
+        and is_alive(session.credential, now)
+    )
+
+
+def token_may_check(session: Session, token: Token, now: datetime) -> bool:
+    """Whether ``caller_with_token`` and ``require_scope(..., "check")`` both accept this token."""
+    return (
+        is_in_force(session, token, now)
+        and session.credential.disabled_at is None
+        and not token.scopes.isdisjoint(COVERED_BY["check"])
+        and not session.credential.key.scopes.isdisjoint(COVERED_BY["check"])
+    )
+
+
+def caller_with_token(session: Session | None, token: Token, stamp: Stamp, now: datetime) -> Caller:
+    """The caller behind a verified token, with those of its scopes that its key still covers.
+
+    Raises Unauthorized, and Forbidden if the tenant is disabled.
+    """
+    if session is None or not is_in_force(session, token, now):
+        raise Unauthorized(sent=True)
+    caller = caller_of(session.credential, session.digest, now)
+    ends = min(token.expires_at, caller.expires_at or token.expires_at)
+    return replace(
+        caller,
+        scopes=covered(token.scopes, caller.scopes),
+        stamp=stamp,
+        expires_at=ends,
+        family=token.family,
     )
 
 

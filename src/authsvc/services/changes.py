@@ -25,6 +25,7 @@ from authsvc.records import (
     ClientKey,
     Effect,
     Stamp,
+    covered,
 )
 from authsvc.repositories.audit import Audit
 from authsvc.repositories.grants import Grants
@@ -33,6 +34,7 @@ from authsvc.repositories.keys import Keys
 from authsvc.repositories.memberships import Memberships
 from authsvc.repositories.roles import Roles
 from authsvc.repositories.tenants import Tenants
+from authsvc.repositories.tokens import TokenFamilies
 from authsvc.services.authentication import caller_of
 
 
@@ -109,7 +111,7 @@ async def recheck(
     caller: Caller,
     stamp: Stamp,
     now: datetime,
-    looked_up: dict[bytes, Credential | None] | None = None,
+    looked_up: dict[bytes | str, Credential | None] | None = None,
 ) -> None:
     """Make sure the caller may still write, now that nothing can change meanwhile.
 
@@ -117,19 +119,30 @@ async def recheck(
     the credential's own end may have come since. ``looked_up`` keeps what was read under this
     lock, for further callers with the same credential.
     """
+    if caller.expires_at is not None and now >= caller.expires_at:
+        raise Unauthorized(sent=True)
     if stamp == caller.stamp:
-        if caller.expires_at is not None and now >= caller.expires_at:
-            raise Unauthorized(sent=True)
         return
     known = {} if looked_up is None else looked_up
-    if caller.digest not in known:
-        known[caller.digest] = await Tenants(tx).credential(caller.digest)
-    credential = known[caller.digest]
+    credential_id = caller.family or caller.digest
+    if credential_id not in known:
+        known[credential_id] = await _credential(tx, caller)
+    credential = known[credential_id]
     if credential is None:
         raise Unauthorized(sent=True)
     still = caller_of(credential, caller.digest, now)
-    if still.tenant_id != caller.tenant_id or not caller.scopes <= still.scopes:
+    if still.tenant_id != caller.tenant_id or covered(caller.scopes, still.scopes) < caller.scopes:
         raise Unauthorized(sent=True)
+
+
+async def _credential(tx: Transaction, caller: Caller) -> Credential | None:
+    """The caller's key as it is now; None if it is gone, or the token it came with was revoked."""
+    if caller.family is None or caller.tenant_id is None:
+        return await Tenants(tx).credential(caller.digest)
+    session = await TokenFamilies(tx, caller.tenant_id).session(caller.family)
+    if session is None or session.revoked_at is not None:
+        return None
+    return session.credential
 
 
 async def record(

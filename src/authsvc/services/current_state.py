@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 from weakref import WeakValueDictionary
 
 from authsvc.database import Database
-from authsvc.decision_cache import MOST_EVENTS, Credential, DecisionCache, Held, TenantState
+from authsvc.decision_cache import (
+    MOST_EVENTS,
+    Credential,
+    DecisionCache,
+    Held,
+    Session,
+    TenantState,
+)
 from authsvc.errors import Busy, Unavailable
 from authsvc.records import AuditEvent, Stamp
 from authsvc.repositories.audit import events_since
 from authsvc.repositories.policy import Load, load_policy
 from authsvc.repositories.tenants import find_credential
+from authsvc.repositories.tokens import find_session
 from authsvc.revision_gate import Gate
 
+MOST_BACK = timedelta(seconds=60)
+"""How far the clock may go back before tokens are no longer judged by it."""
+_NOBODY = UUID(int=0)
 _ATTEMPTS = 20
 _LOADS = 4
 
@@ -33,6 +44,7 @@ class CurrentState:
         self._gate = gate
         self._cache = cache
         self._loading: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
+        self._latest: datetime | None = None
 
     async def credential(self, digest: bytes) -> tuple[Credential | None, datetime | None]:
         """The key with this digest, as it is now, and the gate's instant where it was asked.
@@ -61,16 +73,63 @@ class CurrentState:
             return found, now
         return None, None
 
+    async def session(self, tenant_id: UUID, family: str) -> tuple[Session | None, Stamp, datetime]:
+        """A family of tokens as it is now, the tenant's state and the gate's instant.
+
+        That there is none is never remembered: making one is no change of policy.
+        """
+        state, now = await self.state(tenant_id)
+        known = state.sessions.get(family)
+        if known is not None:
+            return known, state.stamp, now
+        found = await find_session(self.database, tenant_id, family)
+        if found is not None and found.credential.stamp.revision < state.stamp.revision:
+            # From a server that lags behind, as with a key.
+            found = await find_session(self.database, tenant_id, family)
+            if found is None or found.credential.stamp.revision < state.stamp.revision:
+                raise Unavailable
+        if found is None:
+            return None, state.stamp, now
+        if state.stamp == found.credential.stamp:
+            self._cache.install_session(state, found)
+        return found, found.credential.stamp, now
+
+    def clock_went_back(self, now: datetime) -> bool:
+        """Whether an instant is much earlier than one that was seen: nothing can be said to have
+        ended by such a clock.
+        """
+        latest = self._latest
+        if latest is None or now > latest:
+            self._latest = now
+            return False
+        return latest - now > MOST_BACK
+
+    async def now(self) -> datetime:
+        """The instant by which the next request would be judged. Raises Unavailable."""
+        return (await self._gate.current(_NOBODY)).at
+
     async def glance(self, digest: bytes) -> tuple[TenantState, Credential, datetime] | None:
         """The state and the key behind a digest, if memory holds both as they are now."""
         tenant_id = self._cache.owner(digest)
         if tenant_id is None:
             return None
         now = await self._gate.current(tenant_id)
+        self.clock_went_back(now.at)
         state = self._cache.state(tenant_id)
         if state is None or state.stamp != now.stamp:
             return None
         known = state.credentials.get(digest)
+        return None if known is None else (state, known, now.at)
+
+    async def glance_at_session(
+        self, tenant_id: UUID, family: str
+    ) -> tuple[TenantState, Session, datetime] | None:
+        """As ``glance``, for a family of tokens; None too when the clock went back."""
+        now = await self._gate.current(tenant_id)
+        state = self._cache.state(tenant_id)
+        if self.clock_went_back(now.at) or state is None or state.stamp != now.stamp:
+            return None
+        known = state.sessions.get(family)
         return None if known is None else (state, known, now.at)
 
     def at(self, tenant_id: UUID | None, stamp: Stamp) -> TenantState | None:
@@ -86,6 +145,7 @@ class CurrentState:
         """The tenant's state now, and the instant the gate read it."""
         for _ in range(_ATTEMPTS):
             now = await self._gate.current(tenant_id)
+            self.clock_went_back(now.at)
             state = self._cache.state(tenant_id)
             if state is None:
                 state = self._cache.begin(tenant_id, now.stamp, now.read)

@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from cryptography.exceptions import InvalidTag
+
 from authsvc.clock import Clock
 from authsvc.credentials import digest_of, new_client_key, new_key_id, seal, unseal
 from authsvc.database import Transaction
@@ -28,7 +30,7 @@ REMEMBERED_ENDED = timedelta(minutes=10)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that mints: the presented key, its ``Idempotency-Key`` if any, its content."""
+    """A request that mints: the credential, the ``Idempotency-Key`` if any, the content."""
 
     key: str = field(repr=False)
     idempotency_key: str | None
@@ -109,7 +111,13 @@ async def _again(
 
 
 def _unsealed(request: Request, found: Minted) -> Answer:
-    stored = json.loads(unseal(request.key, found.sealed, request.request_key))
+    try:
+        stored = json.loads(unseal(request.key, found.sealed, request.request_key))
+    except InvalidTag:
+        # Sealed for another token of the same key, or for the key itself.
+        raise IdempotencyMismatch(
+            "This Idempotency-Key was used with another credential: choose a fresh one"
+        ) from None
     return Answer(stored["data"], stored["revision"])
 
 

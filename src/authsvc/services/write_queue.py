@@ -154,7 +154,7 @@ async def write_together(
     group = take()
     refused: dict[Wanted, AuthsvcError] = {}
     # Most of a group come with the same key: it is looked up once for all of them.
-    credentials: dict[bytes, Credential | None] = {}
+    credentials: dict[bytes | str, Credential | None] = {}
     for wanted in group:
         try:
             await recheck(tx, wanted.caller, before, now, credentials)
