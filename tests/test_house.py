@@ -13,10 +13,10 @@ SOURCE = Path(__file__).parents[1] / "src" / "authsvc"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 BASE = {"errors", "records", "sanitizer"}
-SETTINGS = {"settings", "settings_sources", "database_choice"}
+SETTINGS = {"settings", "settings_sources", "database_choice", "production"}
 PURE = {
     "audit_chain", "change_set", "clock", "credentials", "cursor", "decision", "decision_cache",
-    "keyring", "postgresql_url", "role_graph",
+    "keyring", "network_names", "postgresql_url", "role_graph",
 }  # fmt: skip
 STORAGE = {"column_types", "database", "models"}
 BESIDE = {"migrations", "revision_gate", "sqlite_file", "token_secret"}
@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "records": set(),
     "sanitizer": {"errors"},
-    "settings": {"credentials", "errors", "keyring", "postgresql_url"} | SETTINGS,
+    "settings": {"credentials", "errors", "keyring", "network_names", "postgresql_url"} | SETTINGS,
     "pure": BASE | PURE,
     "storage": BASE | {"column_types"},
     "beside": BASE | PURE | {"database"},

@@ -570,7 +570,6 @@ def test_registration(given: dict[str, str], is_open: bool) -> None:
     [
         ("enable_encryption", "false", "true"),
         ("audit_checks", "off", "all"),
-        ("allow_cors", "false", "true"),
         ("rate_limit_profile", "off", "service"),
         ("rate_limit_check", "off", "10/minute"),
         ("rate_limit_read", "off", "10/minute"),
@@ -587,7 +586,6 @@ def test_switches_not_built_can_only_be_off(name: str, off: str, on: str) -> Non
 
 def test_values_not_built_are_one_warning() -> None:
     given = {name: SECRET for name in SECRETS if name in settings_module._UNBUILT}
-    given |= {"cors_origins": "*"}
     (warning,) = load(**given).warnings
     assert warning.endswith(f": {NO_EFFECT}")
     named = warning.removesuffix(f": {NO_EFFECT}").split(", ")

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from authsvc import __version__, migrations
 from authsvc.api import changes, checks, health, keys, memberships, roles, tokens
 from authsvc.api.check_path import CheckPath
+from authsvc.api.cors import Cors
 from authsvc.api.dependencies import Service
 from authsvc.api.docs_page import docs_router
 from authsvc.api.documented import with_token_schemes
@@ -205,11 +206,13 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
         redirect_slashes=False,
     )
 
+    cors = Cors(settings.cors_origins) if settings.allow_cors else None
     app.edge = partial(
         Edge,
         clock=clock,
         allowed_hosts=settings.allowed_hosts,
         xss_protection=settings.xss_protection_header,
+        cors=cors,
     )
     # Strict names are a rule about names, which the short way only knows the plain form of.
     if settings.check_short_way and not settings.strict_names:
@@ -217,7 +220,8 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
             partial(FastAPI.__call__, app),
             current,
             service.tokens,
-            headers=header_sets(settings.xss_protection_header).data,
+            headers=header_sets(settings.xss_protection_header).data
+            + (() if cors is None else cors.always),
             request_id_of=request_id_of,
             allowed_hosts=settings.allowed_hosts,
         )

@@ -7,9 +7,7 @@ default. An empty value means that it is not set.
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,11 +37,17 @@ from authsvc.database_choice import (
     choose_gate,
     is_address,
     is_loopback,
-    mode_over_network,
 )
 from authsvc.errors import SettingsError
 from authsvc.keyring import Key, read_keys
+from authsvc.network_names import (
+    check_host_patterns,
+    check_networks,
+    check_origins,
+    is_host_name,
+)
 from authsvc.postgresql_url import PostgreSQLTarget
+from authsvc.production import advice, refuse_in_production
 from authsvc.settings_sources import PREFIX, read_sources
 from authsvc.settings_sources import variable as _env
 
@@ -72,8 +76,6 @@ _UNBUILT: dict[str, Unbuilt] = {
     "audit_key": Unbuilt(),
     "audit_old_keys": Unbuilt(),
     "checkpoint_private_key": Unbuilt(),
-    "allow_cors": Unbuilt(off=False),
-    "cors_origins": Unbuilt(),
     "rate_limit_profile": Unbuilt(off="off"),
     "rate_limit_check": Unbuilt(off="off"),
     "rate_limit_read": Unbuilt(off="off"),
@@ -83,9 +85,6 @@ _UNBUILT: dict[str, Unbuilt] = {
     "rate_limit_auth_failure": Unbuilt(off="off"),
     "rate_limit_storage_url": Unbuilt(),
 }
-
-_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
-_BRACKETED = re.compile(r"\[[0-9A-Fa-f:.]+\]")
 
 
 class Settings(BaseSettings):
@@ -212,31 +211,25 @@ class Settings(BaseSettings):
     @field_validator("trusted_proxies")
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for entry in value:
-            try:
-                ipaddress.ip_network(entry)
-            except ValueError:
-                raise ValueError(
-                    f"'{entry}' is not an address or a network such as 10.0.1.0/24"
-                ) from None
+        check_networks(value)
         return value
 
     @field_validator("allowed_hosts")
     @classmethod
     def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for entry in value:
-            name = entry.removeprefix("*.")
-            if entry != "*" and not _HOST.fullmatch(name) and not _BRACKETED.fullmatch(entry):
-                raise ValueError(
-                    f"'{entry}' is not a host name without scheme and port,"
-                    " such as auth.example.com or *.example.com"
-                )
+        check_host_patterns(value)
         return tuple(entry.lower() for entry in value)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        check_origins(value)
+        return value
 
     @field_validator("server_host")
     @classmethod
     def _address(cls, value: str) -> str:
-        if not _HOST.fullmatch(value) and not is_address(value):
+        if not is_host_name(value) and not is_address(value):
             raise ValueError("must be an address or a host name alone, such as 127.0.0.1 or ::")
         return value
 
@@ -281,27 +274,18 @@ class Settings(BaseSettings):
                 "AUTH_WORKERS: SQLite is served by one process, because only one can know at once"
                 " what the others changed; set it to 1, or use AUTH_POSTGRESQL_URL"
             )
+        if self.allow_cors and not self.cors_origins:
+            raise SettingsError(
+                "AUTH_CORS_ORIGINS: must name the origins that AUTH_ALLOW_CORS is about,"
+                " such as https://app.example.com"
+            )
         self._token_keys = read_keys(self)
         if self.environment == "production":
-            self._refuse_in_production()
-        self._warnings = tuple(self._advice())
+            refuse_in_production(self)
+        self._warnings = (*self._without_effect(), *advice(self))
         return self
 
-    def _refuse_in_production(self) -> None:
-        if self.jwt_secret_key is None and self.jwt_private_key is None:
-            raise SettingsError("AUTH_JWT_SECRET_KEY: must be set; openssl rand -base64 32")
-        if self.debug_mode:
-            raise SettingsError("AUTH_DEBUG_MODE: must be false in production")
-        if not self.enable_audit_logging:
-            raise SettingsError("AUTH_ENABLE_AUDIT_LOGGING: must be true in production")
-        for setting, mode in self._ways_to_servers():
-            if mode == "disable":
-                raise SettingsError(
-                    f"{setting}: sslmode=disable sends everything to another machine in the clear,"
-                    " which production does not; use sslmode=verify-full"
-                )
-
-    def _advice(self) -> Iterator[str]:
+    def _without_effect(self) -> Iterator[str]:
         idle = [
             _env(name)
             for name, unbuilt in _UNBUILT.items()
@@ -309,34 +293,6 @@ class Settings(BaseSettings):
         ]
         if idle:
             yield f"{', '.join(idle)}: without effect in this version"
-        if isinstance(self._database, SqliteFile):
-            idle = [
-                _env(name)
-                for name in type(self).model_fields
-                if name.startswith("postgresql_") and name in self.model_fields_set
-            ]
-            if idle:
-                yield f"{', '.join(idle)}: without effect, because the database is a SQLite file"
-        if self.environment == "production":
-            for setting, mode in self._ways_to_servers():
-                if mode in ("allow", "prefer"):
-                    yield (
-                        f"{setting}: without sslmode=require or stronger the connection may be in"
-                        " the clear; use sslmode=verify-full"
-                    )
-            if self.registration_open:
-                yield (
-                    "AUTH_CLIENT_REGISTRATION: open, so whoever reaches the service can make a"
-                    " tenant; set it to closed"
-                )
-
-    def _ways_to_servers(self) -> Iterator[tuple[str, str]]:
-        """The setting and the sslmode of every connection that leaves this machine."""
-        url = "postgresql_url" if self.postgresql_url is not None else "database_url"
-        for name, target in ((url, self._database), ("postgresql_gate_url", self._gate)):
-            mode = mode_over_network(target)
-            if mode is not None and getattr(self, name) is not None:
-                yield _env(name), mode
 
 
 def _is_secret(field: str) -> bool:

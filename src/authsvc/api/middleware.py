@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from authsvc.api.cors import Cors
 from authsvc.api.paths import path_refused
 from authsvc.api.problems import body_too_large, render
 from authsvc.api.security_headers import Answer, header_sets
@@ -68,6 +69,7 @@ class Edge:
     handled into a logged 500. ``observe`` is called with the scope, the status and the seconds.
 
     ``allowed_hosts`` empty allows any; an entry ``*.example.com`` allows every name below.
+    Without ``cors`` no other origin's page may read anything.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Edge:
         bulk_paths: frozenset[str] = BULK_PATHS,
         new_id: Callable[[], str] = new_request_id,
         observe: Observer | None = None,
+        cors: Cors | None = None,
     ) -> None:
         self.app = app
         self._clock = clock
@@ -94,6 +97,7 @@ class Edge:
         self._bulk_paths = bulk_paths
         self._new_id = new_id
         self._observe = observe
+        self._cors = cors
         self._headers = header_sets(xss_protection)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,14 +114,19 @@ class Edge:
         path: str = scope["path"]
         if root := scope.get("root_path"):
             path = path.removeprefix(root)
-        answer = Answer(send, scope, path, request_id, self._headers)
+        cors = self._cors
+        more = () if cors is None else cors.headers_for(scope, headers.get(b"origin"))
+        answer = Answer(send, scope, path, request_id, self._headers, more)
         try:
             if b"content-length" in headers or b"transfer-encoding" in headers:
                 receive = self._limited(headers, receive, path)
             elif scope["http_version"] not in ("1.1", "1.0"):
                 receive = _counted(receive, self._limit(path))
             self._admit(scope, headers)
-            await self.app(scope, receive, answer)
+            if cors is not None and cors.is_preflight(scope, headers):
+                await cors.answer_preflight(answer)
+            else:
+                await self.app(scope, receive, answer)
         except ClientDisconnect:
             return
         except Exception as error:

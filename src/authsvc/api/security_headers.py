@@ -51,18 +51,37 @@ def header_sets(xss_protection: str) -> HeaderSets:
 
 
 class Answer:
-    """``send`` with the headers every answer carries; remembers how far the answer got."""
+    """``send`` with the headers every answer carries; remembers how far the answer got.
 
-    __slots__ = ("_headers", "_path", "_request_id", "_scope", "_send", "finished", "status")
+    ``more`` is what this request's answer carries beside them.
+    """
+
+    __slots__ = (
+        "_headers",
+        "_more",
+        "_path",
+        "_request_id",
+        "_scope",
+        "_send",
+        "finished",
+        "status",
+    )
 
     def __init__(
-        self, send: Send, scope: Scope, path: str, request_id: str, headers: HeaderSets
+        self,
+        send: Send,
+        scope: Scope,
+        path: str,
+        request_id: str,
+        headers: HeaderSets,
+        more: Pairs = (),
     ) -> None:
         self._send = send
         self._scope = scope
         self._path = path
         self._request_id = request_id
         self._headers = headers
+        self._more = more
         self.status = 0
         self.finished = False
 
@@ -85,6 +104,7 @@ class Answer:
                 pair[0] == b"content-type" and pair[1].startswith(b"text/html") for pair in kept
             )
             kept += self._headers.page if page else self._headers.other
+        kept += self._more
         kept.append((b"x-request-id", self._request_id.encode("ascii")))
         # The rest of a body that is too large is not worth reading, so the connection ends here.
         if status == 413 and self._scope["http_version"] in ("1.1", "1.0"):
