@@ -11,7 +11,7 @@ run: ## start the service on 127.0.0.1:5000 with SQLite, ready to be asked
 	@$(PYTHON) scripts/environment.py run
 	@exec .venv/bin/authsvc serve
 
-test: dev ## run every test, on SQLite and on a private PostgreSQL started for it
+test: dev ## run every test, on SQLite and on a private PostgreSQL and Redis started for it
 	@$(DEV)/pytest
 
 campaign: dev ## the long random histories and made-up requests that `make test` leaves out

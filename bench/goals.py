@@ -12,9 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 DUTIES = (
-    "A check carries these duties: the credential, the revision gate, the security headers, the "
-    "request id. Rate limits, tokens with scopes and metrics are not in this version, so no figure "
-    "includes them."
+    "A check carries these duties: the credential with its scopes, the revision gate, the count "
+    "against the rate limit, the security headers, the request id. Metrics are not in this "
+    "version, so no figure includes them."
 )
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 _PACKAGES = ("fastapi", "starlette", "pydantic", "uvicorn", "uvloop", "httptools", "sqlalchemy",

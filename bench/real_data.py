@@ -87,6 +87,7 @@ async def server(engine: str) -> AsyncIterator[httpx.AsyncClient]:
             "HOME": folder,
             "AUTH_SERVER_PORT": str(port),
             "AUTH_CLIENT_KEY": key,
+            "AUTH_RATE_LIMIT_PROFILE": "off",
         }
         authsvc = str(Path(sys.executable).with_name("authsvc"))
         if engine == "postgresql":

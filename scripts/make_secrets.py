@@ -31,17 +31,35 @@ MADE: dict[str, Callable[[], str]] = {
     "jwt_secret_key": _password,
 }
 
+# Two ends of one password: made together, or kept together.
+REDIS = {
+    "redis_config": 'bind * -::*\nrequirepass {0}\nsave ""\n'
+    "maxmemory 64mb\nmaxmemory-policy volatile-ttl\n",
+    "redis_url": "redis://:{0}@redis:6379/0\n",
+}
+
+
+def contents() -> dict[str, str]:
+    """What goes into the files that are not there yet."""
+    made = {name: make() + "\n" for name, make in MADE.items() if not (FOLDER / name).exists()}
+    if not all((FOLDER / name).exists() for name in REDIS):
+        password = _password()
+        made |= {name: text.format(password) for name, text in REDIS.items()}
+    return made
+
 
 def main() -> None:
     """Make what is missing; show names, never values."""
     FOLDER.mkdir(mode=0o700, exist_ok=True)
     FOLDER.chmod(0o700)
-    for name, make in MADE.items():
+    made = contents()
+    for name in (*MADE, *REDIS):
         path = FOLDER / name
-        if path.exists():
+        if name not in made:
             print(f"kept  secrets/{name}")
             continue
-        path.write_text(make() + "\n")
+        path.unlink(missing_ok=True)
+        path.write_text(made[name])
         path.chmod(0o444)
         print(f"made  secrets/{name}")
     print("The client key of the tenant 'default' is in secrets/client_key.")

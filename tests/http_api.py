@@ -158,6 +158,7 @@ def settings_for(storage: Storage, **more: Any) -> Settings:
     """Settings of a service on this database; closed to unknown keys unless told otherwise."""
     values: dict[str, Any] = {
         "client_registration": "closed",
+        "rate_limit_profile": "off",
         "jwt_secret_key": "a secret of the tests, long enough to be one",
     } | more
     if storage.path is not None:

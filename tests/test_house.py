@@ -16,10 +16,10 @@ BASE = {"errors", "records", "sanitizer"}
 SETTINGS = {"settings", "settings_sources", "database_choice", "production"}
 PURE = {
     "audit_chain", "change_set", "clock", "credentials", "cursor", "decision", "decision_cache",
-    "keyring", "network_names", "postgresql_url", "role_graph",
+    "keyring", "network_names", "postgresql_url", "rate_budgets", "role_graph",
 }  # fmt: skip
 STORAGE = {"column_types", "database", "models"}
-BESIDE = {"migrations", "revision_gate", "sqlite_file", "token_secret"}
+BESIDE = {"migrations", "revision_gate", "shared_counts", "sqlite_file", "token_secret"}
 """Infrastructure that only the composition roots put together (the gate: services too)."""
 OBSERVED = {"audit", "logs", "metrics"}
 FRAMEWORKS = {"fastapi", "pydantic", "starlette", "uvicorn"}
@@ -29,13 +29,23 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "records": set(),
     "sanitizer": {"errors"},
-    "settings": {"credentials", "errors", "keyring", "network_names", "postgresql_url"} | SETTINGS,
+    "settings": {
+        "credentials",
+        "errors",
+        "keyring",
+        "network_names",
+        "postgresql_url",
+        "rate_budgets",
+    }
+    | SETTINGS,
     "pure": BASE | PURE,
     "storage": BASE | {"column_types"},
     "beside": BASE | PURE | {"database"},
     "observed": BASE | PURE | {"metrics"},
     "repositories": BASE | PURE | STORAGE | {"repositories"},
-    "services": BASE | PURE | {"database", "metrics", "repositories", "revision_gate", "services"},
+    "services": BASE
+    | PURE
+    | {"database", "metrics", "repositories", "revision_gate", "services", "shared_counts"},
     "schemas": {"errors", "sanitizer", "schemas"},
     "api": BASE | PURE | {"api", "database", "metrics", "schemas", "services", "settings"},
     "sdk": {"sdk"},

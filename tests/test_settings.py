@@ -273,6 +273,7 @@ def test_every_secret_can_be_a_file(name: str) -> None:
         "postgresql_gate_url": LOCAL_URL,
         "jwt_private_key": PEM,
         "jwt_old_public_keys": PUBLIC_PEM,
+        "rate_limit_storage_url": planted("rate_limit_storage_url"),
     }.get(name, f" {SECRET} ")
     Path("secret").write_text(f"{value}\r\n")
     found = getattr(load(**{f"{name}_file": "secret"}), name)
@@ -570,13 +571,6 @@ def test_registration(given: dict[str, str], is_open: bool) -> None:
     [
         ("enable_encryption", "false", "true"),
         ("audit_checks", "off", "all"),
-        ("rate_limit_profile", "off", "service"),
-        ("rate_limit_check", "off", "10/minute"),
-        ("rate_limit_read", "off", "10/minute"),
-        ("rate_limit_write", "off", "10/minute"),
-        ("rate_limit_role_create", "off", "10/minute"),
-        ("rate_limit_token", "off", "10/minute"),
-        ("rate_limit_auth_failure", "off", "10/minute"),
     ],
 )
 def test_switches_not_built_can_only_be_off(name: str, off: str, on: str) -> None:
@@ -693,6 +687,8 @@ def planted(name: str) -> str:
     """A value for a secret setting that can be used and holds the planted word."""
     if name in ("client_key", "jwt_private_key", "jwt_old_public_keys"):
         return {"client_key": KEY, "jwt_private_key": PEM}.get(name, PUBLIC_PEM)
+    if name == "rate_limit_storage_url":
+        return f"redis://:{SECRET}@localhost/0"
     return f"postgresql://u:{SECRET}@localhost/d" if name.endswith("url") else SECRET
 
 
@@ -755,3 +751,25 @@ def test_equal_settings_are_equal_and_survive_a_copy() -> None:
     settings = load(client_key=KEY, sqlite_path="/data/auth.db")
     assert settings == load(client_key=KEY, sqlite_path="/data/auth.db")
     assert pickle.loads(pickle.dumps(settings)) == settings
+
+
+@pytest.mark.parametrize("name", ["check", "read", "write", "role_create", "token", "auth_failure"])
+def test_budgets(name: str) -> None:
+    setting = f"rate_limit_{name}"
+    for text in ("10/minute", "10 per 2 hours", "100/hour;10/minute", "off", "OFF", "1/day"):
+        assert getattr(load(**{setting: text}), setting) == text
+    for text in ("10", "fast", "0/minute", "-1/minute", "10/fortnight", "10/minute;", ";", "1e3/s"):
+        assert refusal(**{setting: text}).startswith(f"{variable(setting)}: must be rates such as")
+
+
+def test_the_storage_of_counts_is_a_redis() -> None:
+    for url in ("http://localhost", "localhost:6379", "memory://", "redis:6379"):
+        assert refusal(rate_limit_storage_url=url).startswith("AUTH_RATE_LIMIT_STORAGE_URL: must")
+
+
+def test_workers_that_count_alone_are_told_of() -> None:
+    several = {"workers": "2", "postgresql_url": LOCAL_URL}
+    assert any("AUTH_RATE_LIMIT_STORAGE_URL" in one for one in load(**several).warnings)
+    together = several | {"rate_limit_storage_url": "redis://localhost"}
+    for given in (together, several | {"rate_limit_profile": "off"}):
+        assert not any("AUTH_RATE_LIMIT" in one for one in load(**given).warnings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -22,6 +23,7 @@ from authsvc.api.docs_page import docs_router
 from authsvc.api.documented import with_token_schemes
 from authsvc.api.middleware import Edge, request_id_of
 from authsvc.api.problems import exception_handlers
+from authsvc.api.rate_limits import budgets_of_routes
 from authsvc.api.security_headers import header_sets
 from authsvc.api.well_known import well_known_router
 from authsvc.clock import Clock, system_clock
@@ -30,12 +32,15 @@ from authsvc.decision_cache import DecisionCache
 from authsvc.errors import SettingsError
 from authsvc.keyring import Keyring, secret_key
 from authsvc.logs import configure_logs
+from authsvc.rate_budgets import budgets_of
 from authsvc.revision_gate import DEADLINE_SECONDS, Gate, PostgresGate, SqliteGate
 from authsvc.services.current_state import CurrentState
+from authsvc.services.rate_limits import RateLimits
 from authsvc.services.tenants import provision_key
 from authsvc.services.tokens import Tokens
 from authsvc.services.write_queue import WriteQueue
 from authsvc.settings import Settings, SqliteFile, load_settings
+from authsvc.shared_counts import SharedCounts
 from authsvc.sqlite_file import prepare_file
 from authsvc.token_secret import local_secret
 
@@ -139,6 +144,17 @@ def open_keyring(settings: Settings) -> Keyring:
     )
 
 
+def open_rate_limits(settings: Settings, clock: Clock) -> RateLimits:
+    """The budgets of the settings, counted in Redis where one is named; connected when started."""
+    url = settings.rate_limit_storage_url
+    return RateLimits(
+        budgets_of(settings),
+        shared=None if url is None else SharedCounts(url.get_secret_value()),
+        workers=settings.workers,
+        wall=time.time if clock is system_clock else lambda: clock().timestamp(),
+    )
+
+
 async def prepare(settings: Settings, *, clock: Clock = system_clock) -> Sequence[str]:
     """Make everything ready to be served; warnings for people.
 
@@ -179,14 +195,17 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
         current,
         WriteQueue(database, clock, current),
         Tokens(database, current, keyring, clock, refresh_lifetime),
+        open_rate_limits(settings, clock),
     )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await migrations.require_head(database)
+        await service.limits.start()
         try:
             yield
         finally:
+            await service.limits.stop()
             await gate.stop()
             await database.dispose()
 
@@ -220,6 +239,7 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
             partial(FastAPI.__call__, app),
             current,
             service.tokens,
+            service.limits,
             headers=header_sets(settings.xss_protection_header).data
             + (() if cors is None else cors.always),
             request_id_of=request_id_of,
@@ -233,6 +253,7 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
     for router in (keys.rotation, keys.router, tokens.router, well_known):
         app.include_router(router)
     app.include_router(docs_router(title="authsvc", docs_enabled=settings.docs_enabled))
+    app.state.budgets = budgets_of_routes(app, service.limits)
     return app
 
 

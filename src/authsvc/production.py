@@ -8,6 +8,7 @@ from typing import Any
 from authsvc.database_choice import SqliteFile, mode_over_network
 from authsvc.errors import SettingsError
 from authsvc.network_names import ANY
+from authsvc.rate_budgets import OFF
 from authsvc.settings_sources import variable
 
 
@@ -47,6 +48,15 @@ def advice(settings: Any) -> Iterator[str]:
         ]
         if idle:
             yield f"{', '.join(idle)}: without effect, because the database is a SQLite file"
+    if (
+        settings.workers > 1
+        and settings.rate_limit_profile != OFF
+        and settings.rate_limit_storage_url is None
+    ):
+        yield (
+            "AUTH_RATE_LIMIT_STORAGE_URL: not set, so each of several workers counts alone and"
+            " lets through its share of every limit; name a Redis"
+        )
     if settings.environment == "production":
         for setting, mode in _ways_to_servers(settings):
             if mode in ("allow", "prefer"):

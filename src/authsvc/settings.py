@@ -48,6 +48,7 @@ from authsvc.network_names import (
 )
 from authsvc.postgresql_url import PostgreSQLTarget
 from authsvc.production import advice, refuse_in_production
+from authsvc.rate_budgets import BUDGETS, parse_rates
 from authsvc.settings_sources import PREFIX, read_sources
 from authsvc.settings_sources import variable as _env
 
@@ -76,15 +77,10 @@ _UNBUILT: dict[str, Unbuilt] = {
     "audit_key": Unbuilt(),
     "audit_old_keys": Unbuilt(),
     "checkpoint_private_key": Unbuilt(),
-    "rate_limit_profile": Unbuilt(off="off"),
-    "rate_limit_check": Unbuilt(off="off"),
-    "rate_limit_read": Unbuilt(off="off"),
-    "rate_limit_write": Unbuilt(off="off"),
-    "rate_limit_role_create": Unbuilt(off="off"),
-    "rate_limit_token": Unbuilt(off="off"),
-    "rate_limit_auth_failure": Unbuilt(off="off"),
-    "rate_limit_storage_url": Unbuilt(),
 }
+
+
+_STORAGES = ("redis://", "rediss://", "unix://")
 
 
 class Settings(BaseSettings):
@@ -148,13 +144,13 @@ class Settings(BaseSettings):
     allow_cors: bool = False
     cors_origins: Names = ()
 
-    rate_limit_profile: Literal["off", "service", "strict"] = "off"
-    rate_limit_check: str = "off"
-    rate_limit_read: str = "off"
-    rate_limit_write: str = "off"
-    rate_limit_role_create: str = "off"
-    rate_limit_token: str = "off"  # noqa: S105 - a rate, not a token
-    rate_limit_auth_failure: str = "off"
+    rate_limit_profile: Literal["off", "service", "strict"] = "service"
+    rate_limit_check: str | None = None
+    rate_limit_read: str | None = None
+    rate_limit_write: str | None = None
+    rate_limit_role_create: str | None = None
+    rate_limit_token: str | None = None
+    rate_limit_auth_failure: str | None = None
     rate_limit_storage_url: SecretStr | None = None
 
     _database: DatabaseTarget = PrivateAttr()
@@ -224,6 +220,20 @@ class Settings(BaseSettings):
     @classmethod
     def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         check_origins(value)
+        return value
+
+    @field_validator(*(f"rate_limit_{name}" for name in BUDGETS))
+    @classmethod
+    def _rates(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_rates(value)
+        return value
+
+    @field_validator("rate_limit_storage_url")
+    @classmethod
+    def _storage(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(_STORAGES):
+            raise ValueError(f"must begin with one of {', '.join(_STORAGES)}")
         return value
 
     @field_validator("server_host")

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from authsvc.api.dependencies import ServiceDep, WriteCaller, admit
 from authsvc.api.documented import BODIES, WRITES, documented
 from authsvc.api.envelope import Envelope, answer
+from authsvc.api.rate_limits import limit_new_roles
 from authsvc.api.route import contract_route
 from authsvc.records import Change
 from authsvc.schemas import answers
@@ -32,13 +33,16 @@ router = APIRouter(prefix="/api", route_class=contract_route(admit))
     ),
 )
 async def apply(
-    request: Request, body: ChangesBody, service: ServiceDep, _caller: WriteCaller
+    request: Request, body: ChangesBody, service: ServiceDep, caller: WriteCaller
 ) -> Response:
     """Up to 10 000 changes, applied in order, all or nothing; nobody sees a state in between. A
     failure names the change (`changes.3.role`) and leaves everything as it was. With `dry_run`
     nothing is written and `effects` tells what would be.
     """
     changes = [Change(**dict(item)) for item in body.changes]
+    if not body.dry_run:
+        made = sum(change.op == "add_role" for change in changes)
+        await limit_new_roles(service.limits, request, caller, made)
     outcome = await service.write(request, changes, dry_run=body.dry_run, in_list=True)
     data: dict[str, Any] = {
         "applied": outcome.applied,

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TypeVar
+from uuid import UUID
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -23,6 +24,7 @@ from authsvc.errors import AuthsvcError
 from authsvc.keyring import Token
 from authsvc.services.authentication import may_check, presented, token_may_check
 from authsvc.services.current_state import CurrentState
+from authsvc.services.rate_limits import RateLimits
 from authsvc.services.tokens import Tokens
 
 T = TypeVar("T", bytes, str, Token)
@@ -53,6 +55,7 @@ class CheckPath:
         app: ASGIApp,
         current: CurrentState,
         tokens: Tokens,
+        limits: RateLimits,
         *,
         headers: Pairs,
         request_id_of: Callable[[bytes | None], str],
@@ -62,6 +65,7 @@ class CheckPath:
         self._app = app
         self._current = current
         self._tokens = tokens
+        self._limits = limits
         self._headers = headers
         self._request_id_of = request_id_of
         self._hosts = frozenset(host.encode() for host in allowed_hosts)
@@ -118,19 +122,20 @@ class CheckPath:
                 glance = await self._current.glance(digest)
                 if glance is None or not may_check(glance[1], glance[2]):
                     return None
-                state, _, at = glance
+                state, credential, at = glance
+                tenant_id = credential.key.tenant_id
             else:
                 seen = await self._with_token(authorization)
                 if seen is None:
                     return None
-                state, at = seen
+                state, tenant_id, at = seen
         except AuthsvcError:
             # A refusal is the ordinary route's to word.
             return None
         # What is not a name is nobody's whose holdings could be remembered.
         held = self._current.remembered(state, _decoded(user))
         graph = state.graph
-        if held is None or graph is None or state.dirty:
+        if held is None or graph is None or state.dirty or not self._limits.take_check(tenant_id):
             return None
         return check_body(allowed(held, graph, wanted, None, at), state.stamp.revision, at)
 
@@ -140,9 +145,9 @@ class CheckPath:
             return None
         return _remember(self._permissions, sent, sent.decode("ascii"))
 
-    async def _with_token(self, authorization: bytes) -> tuple[TenantState, datetime] | None:
-        """The state to answer from and its instant, for a credential that is seen for the first
-        time, or is a token. Raises Unauthorized, Unavailable.
+    async def _with_token(self, authorization: bytes) -> tuple[TenantState, UUID, datetime] | None:
+        """The state to answer from, whose it is and its instant, for a credential that is seen for
+        the first time, or is a token. Raises Unauthorized, Unavailable.
         """
         token = self._verified.get(authorization)
         if token is None:
@@ -159,7 +164,7 @@ class CheckPath:
         glance = await self._current.glance_at_session(token.tenant_id, token.family)
         if glance is None or not token_may_check(glance[1], token, glance[2]):
             return None
-        return glance[0], glance[2]
+        return glance[0], token.tenant_id, glance[2]
 
     async def _send(self, body: bytes, sent_id: bytes | None, send: Send) -> None:
         await send(

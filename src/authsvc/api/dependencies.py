@@ -10,9 +10,11 @@ from fastapi import Depends, Query, Request
 from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 
+from authsvc.api.rate_limits import limit, limit_failures
 from authsvc.clock import Clock
 from authsvc.credentials import digest_of, parse_client_key
 from authsvc.database import IDLE_SECONDS, Database
+from authsvc.errors import Unauthorized
 from authsvc.records import EMPTY, LIST_MAX, Caller, Change, Page
 from authsvc.schemas.names import ScopeName, strict_names
 from authsvc.services.authentication import (
@@ -23,6 +25,7 @@ from authsvc.services.authentication import (
 )
 from authsvc.services.changes import Outcome, RegisteredMeanwhile, apply_changes
 from authsvc.services.current_state import CurrentState
+from authsvc.services.rate_limits import RateLimits
 from authsvc.services.tokens import Tokens
 from authsvc.services.write_queue import WriteQueue
 from authsvc.settings import Settings
@@ -40,6 +43,7 @@ class Service:
     current: CurrentState
     writes: WriteQueue
     tokens: Tokens
+    limits: RateLimits
 
     async def authenticated(self, request: Request) -> Caller:
         """The caller behind a request's credential, as it is now.
@@ -127,11 +131,21 @@ ServiceDep = Annotated[Service, Depends(service_of)]
 
 
 async def admit(request: Request) -> None:
-    """Find the caller before anything of the request's body is read."""
+    """Find the caller, and whether it may ask so often, before anything of the body is read."""
     service = get_service(request)
     if service.settings.strict_names:
         strict_names.set(True)
-    request.state.caller = await service.authenticated(request)
+    try:
+        caller = await service.authenticated(request)
+    except Unauthorized:
+        await limit_failures(service.limits, request)
+        raise
+    if caller.tenant_id is None:
+        # A key that nobody made may be a guess, until its first write has made it one.
+        await limit_failures(service.limits, request)
+    else:
+        await limit(service.limits, request, caller)
+    request.state.caller = caller
 
 
 _bearer = HTTPBearer(

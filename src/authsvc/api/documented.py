@@ -8,7 +8,9 @@ from authsvc.api.envelope import ABSENT
 from authsvc.api.problems import error_responses
 from authsvc.records import SCOPES
 
-_ALWAYS: tuple[int | str, ...] = (400, 401, "insufficient_scope", "tenant_disabled", 500, 503)
+_ALWAYS: tuple[int | str, ...] = (
+    400, 401, "insufficient_scope", "tenant_disabled", 429, 500, 503,
+)  # fmt: skip
 
 
 def documented(

@@ -34,7 +34,7 @@ class Health(BaseModel):
 class Readiness(BaseModel):
     """Whether the service can do its work, and why not."""
 
-    status: Literal["ready", "not_ready"]
+    status: Literal["ready", "degraded", "not_ready"]
     reasons: list[str]
 
 
@@ -85,9 +85,13 @@ async def live() -> JSONResponse:
     responses=_ERRORS | {503: {"model": Readiness, "description": "Not now, and why"}},
 )
 async def ready(service: ServiceDep) -> JSONResponse:
-    """For a load balancer: 503 with the reasons while requests would be refused."""
+    """For a load balancer: 503 with the reasons while requests would be refused. `degraded` answers
+    requests as ever, but something beside them is not as it should be.
+    """
     reasons = await _reasons(service)
     if reasons:
         answered = {"status": "not_ready", "reasons": reasons}
         return JSONResponse(answered, 503, {"Retry-After": "1"})
+    if reduced := service.limits.reduced:
+        return JSONResponse({"status": "degraded", "reasons": [reduced]})
     return JSONResponse({"status": "ready", "reasons": []})

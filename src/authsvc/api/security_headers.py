@@ -105,6 +105,8 @@ class Answer:
             )
             kept += self._headers.page if page else self._headers.other
         kept += self._more
+        # As the rate limits say, if one counted this request.
+        kept += self._scope["state"].get("rate_limit", ())
         kept.append((b"x-request-id", self._request_id.encode("ascii")))
         # The rest of a body that is too large is not worth reading, so the connection ends here.
         if status == 413 and self._scope["http_version"] in ("1.1", "1.0"):

@@ -11,6 +11,8 @@ import base64
 import binascii
 import re
 from collections.abc import Awaitable, Callable
+from datetime import datetime
+from functools import partial
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -20,6 +22,7 @@ from pydantic_core import to_json
 from authsvc.api.dependencies import Service, ServiceDep, described
 from authsvc.api.json_body import parse_json
 from authsvc.api.problems import body_too_large, error_responses, unsupported_media_type
+from authsvc.api.rate_limits import limit_failures, limit_tokens
 from authsvc.api.route import contract_route
 from authsvc.errors import BadRequest, TokenRefused
 from authsvc.records import Caller
@@ -36,7 +39,7 @@ _form_type = re.compile(
 _json_type = re.compile(
     r"application/json[ \t]*(?:;[ \t]*charset=\"?utf-8\"?[ \t]*)?", re.IGNORECASE
 ).fullmatch
-_ERRORS = error_responses(413, 415, 500, 503)
+_ERRORS = error_responses(413, 415, 429, 500, 503)
 _REFUSED = {"model": schemas.Refused, "description": "RFC 6749, section 5.2"}
 _UNAUTHENTICATED = {"model": schemas.Refused, "description": "`invalid_client`"}
 _FIELDS = {
@@ -126,11 +129,15 @@ def _answer(data: Any) -> Response:
     return Response(to_json(data), media_type="application/json", headers={"Pragma": "no-cache"})
 
 
-async def _refusing(request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
+async def _refusing(
+    service: Service, request: Request, work: Callable[[], Awaitable[Response]]
+) -> Response:
     """What ``work`` answers, or its refusal in the RFC's shape."""
     try:
         return await work()
     except TokenRefused as error:
+        if error.code in ("invalid_client", "invalid_grant"):
+            await limit_failures(service.limits, request)
         data = {"error": error.code, "error_description": error.message}
         headers = {"Pragma": "no-cache"}
         status = 400
@@ -141,9 +148,13 @@ async def _refusing(request: Request, work: Callable[[], Awaitable[Response]]) -
         return Response(to_json(data), status, headers, "application/json")
 
 
-async def _client(service: Service, request: Request, fields: dict[str, str]) -> Caller:
-    caller, _now = await service.tokens.client(_client_key(request, fields))
-    return described(caller, request)
+async def _client(
+    service: Service, request: Request, fields: dict[str, str]
+) -> tuple[Caller, datetime]:
+    """The caller behind the client key of a request that is let through, and the instant."""
+    caller, now = await service.tokens.client(_client_key(request, fields))
+    await limit_tokens(service.limits, request, caller.tenant_id)
+    return described(caller, request), now
 
 
 @router.post(
@@ -163,12 +174,15 @@ async def token(request: Request, service: ServiceDep) -> Response:
         fields = await _fields(request)
         grant = fields.get("grant_type")
         if grant == "client_credentials":
-            issued = await service.tokens.issue(_client_key(request, fields), fields.get("scope"))
+            caller, now = await _client(service, request, fields)
+            issued = await service.tokens.issue(caller, now, fields.get("scope"))
         elif grant == "refresh_token":
             text = fields.get("refresh_token")
             if text is None:
                 raise TokenRefused("invalid_request", "'refresh_token' is missing")
-            issued = await service.tokens.refresh(text, described(None, request))
+            issued = await service.tokens.refresh(
+                text, described(None, request), partial(limit_tokens, service.limits, request)
+            )
         elif grant is None:
             raise TokenRefused("invalid_request", "'grant_type' is missing")
         else:
@@ -186,7 +200,7 @@ async def token(request: Request, service: ServiceDep) -> Response:
             }
         )
 
-    return await _refusing(request, work)
+    return await _refusing(service, request, work)
 
 
 @router.post(
@@ -203,11 +217,11 @@ async def revoke(request: Request, service: ServiceDep) -> Response:
 
     async def work() -> Response:
         fields = await _fields(request)
-        caller = await _client(service, request, fields)
+        caller, _ = await _client(service, request, fields)
         await service.tokens.revoke(_token(fields), caller)
         return _answer({})
 
-    return await _refusing(request, work)
+    return await _refusing(service, request, work)
 
 
 @router.post(
@@ -225,10 +239,10 @@ async def introspect(request: Request, service: ServiceDep) -> Response:
 
     async def work() -> Response:
         fields = await _fields(request)
-        caller = await _client(service, request, fields)
+        caller, _ = await _client(service, request, fields)
         return _answer(await service.tokens.introspect(_token(fields), caller))
 
-    return await _refusing(request, work)
+    return await _refusing(service, request, work)
 
 
 def _token(fields: dict[str, str]) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import re
 import secrets
 import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -28,6 +29,7 @@ from authsvc.services.authentication import caller_of, is_in_force
 from authsvc.services.changes import lock_tenant, origin, record
 from authsvc.services.current_state import CurrentState
 
+Admit = Callable[[UUID], Awaitable[None]]
 _MOST_REMEMBERED = 10_000
 _HANDLE = 26
 # A common part of 22 characters (128 bits) behind the prefix, then 43 of its own (256 bits).
@@ -115,12 +117,11 @@ class Tokens:
                     pass
         raise TokenRefused("invalid_client", "A client key that is in force is required")
 
-    async def issue(self, key: str | None, scope: str | None) -> Issued:
-        """Begin a family for a client key (RFC 6749, section 4.4).
+    async def issue(self, caller: Caller, now: datetime, scope: str | None) -> Issued:
+        """Begin a family for what ``client`` answered (RFC 6749, section 4.4).
 
         ``scope`` narrows what the key may do. Raises TokenRefused, Unavailable.
         """
-        caller, now = await self.client(key)
         self._trust(now)
         tenant_id, key_id = caller.tenant_id, caller.key_id
         if tenant_id is None or key_id is None:
@@ -151,17 +152,19 @@ class Tokens:
         generation = await self._database.write(family, add)
         return self._issued(tenant_id, key_id, family, generation, wanted, refresh, now, end)
 
-    async def refresh(self, text: str, by: Caller) -> Issued:
+    async def refresh(self, text: str, by: Caller, admit: Admit) -> Issued:
         """Spend a refresh token for an access token and the next refresh token.
 
         Presenting one that was spent ends its family: either it was stolen, or its holder lost an
         answer and asks again with its client key. ``by`` describes the request, for the audit
-        trail. Raises TokenRefused, Unavailable.
+        trail; ``admit`` is told whose token it is, and raises to refuse. Raises TokenRefused,
+        Unavailable.
         """
         found = await self._family(text)
         if found is None:
             raise _bad_grant()
         tenant_id = found.credential.key.tenant_id
+        await admit(tenant_id)
         session, _stamp, now = await self._current.session(tenant_id, found.family)
         self._trust(now)
         if session is None or not _usable(session, now):
