@@ -25,9 +25,13 @@ from authsvc.rate_budgets import AUTH_FAILURE, CHECK, READ, ROLE_CREATE, TOKEN, 
 from authsvc.records import Caller
 from authsvc.services.rate_limits import RateLimits, Standing
 
-_EXEMPT = ("/ping", "/health", "/docs", "/static/", "/openapi.json", "/.well-known/")
+_EXEMPT = frozenset(
+    {"/", "/ping", "/health", "/health/live", "/health/ready", "/docs", "/openapi.json"}
+)
+_EXEMPT_BELOW = ("/docs/", "/static/", "/.well-known/")
 _ROLE = ("POST", "/api/role/{role}")
-_TOKENS = "/api/token"
+_TOKENS = frozenset({"/api/token", "/api/token/revoke", "/api/token/introspect"})
+"""They count themselves, once they know whose token it is about."""
 Budgets = dict[Callable[..., Any], str]
 """Endpoint -> the budget that its requests count against."""
 
@@ -68,7 +72,7 @@ def budgets_of_routes(app: FastAPI, limits: RateLimits) -> Budgets:
     made: Budgets = {}
     for context in iter_route_contexts(app.routes):
         route, path = context.original_route, str(context.path)
-        if path == "/" or path.startswith((*_EXEMPT, _TOKENS)):
+        if path in _EXEMPT | _TOKENS or path.startswith(_EXEMPT_BELOW):
             continue
         scopes = set(_scopes(route.dependant)) if isinstance(route, APIRoute) else set()
         if not isinstance(route, APIRoute) or len(scopes) != 1:

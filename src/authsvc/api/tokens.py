@@ -136,7 +136,8 @@ async def _refusing(
     try:
         return await work()
     except TokenRefused as error:
-        if error.code in ("invalid_client", "invalid_grant"):
+        if error.code != "invalid_scope":
+            # All the others may come from somebody who has no credential at all.
             await limit_failures(service.limits, request)
         data = {"error": error.code, "error_description": error.message}
         headers = {"Pragma": "no-cache"}

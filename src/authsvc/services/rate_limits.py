@@ -43,21 +43,27 @@ class Standing:
 class _Cell:
     """A window of one subject: when it ends, and what has been counted in it."""
 
-    __slots__ = ("ends", "here", "settled")
+    __slots__ = ("ends", "here", "own", "settled")
 
     def __init__(self) -> None:
         self.ends = 0.0
+        self.own = 0
+        """By this process."""
         self.here = 0
         """By this process, and not settled yet."""
         self.settled = 0
         """By all processes, when that was last settled."""
 
-    def enter(self, now: float, seconds: int) -> int:
-        """The count in the window of now."""
+    def enter(self, now: float, seconds: int) -> None:
+        """Be in the window of now."""
         if now >= self.ends:
             self.ends = (now // seconds + 1) * seconds
-            self.here = self.settled = 0
-        return self.here + self.settled
+            self.own = self.here = self.settled = 0
+
+    def add(self, cost: int) -> None:
+        """Count."""
+        self.own += cost
+        self.here += cost
 
 
 class RateLimits:
@@ -87,7 +93,7 @@ class RateLimits:
     @property
     def reduced(self) -> str | None:
         """Why limits are not counted as they should be; None if they are."""
-        if self._shared is not None and self._shared.away:
+        if self._shared is not None and self._shared.missed:
             return "Rate limits are counted by each process alone: Redis does not answer"
         return None
 
@@ -135,17 +141,18 @@ class RateLimits:
         now = self._wall()
         cells = self._checks.get(subject) or self._check_cells(subject, rates)
         for cell, rate in zip(cells, rates, strict=True):
-            if cell.enter(now, rate.seconds) >= self._amount(rate):
+            if self._left(cell, rate, now) <= 0:
                 return False
         for cell in cells:
-            cell.here += 1
+            cell.add(1)
         return True
 
-    def _amount(self, rate: Rate) -> int:
-        """How many this process lets through, which is its share while it counts alone."""
+    def _left(self, cell: _Cell, rate: Rate, now: float) -> int:
+        """What is left of all processes' amount, or of this one's share while it counts alone."""
+        cell.enter(now, rate.seconds)
         if self._shared is not None and not self._shared.away:
-            return rate.amount
-        return max(1, rate.amount // self._workers)
+            return rate.amount - cell.here - cell.settled
+        return max(1, rate.amount // self._workers) - cell.own
 
     def _check_cells(self, subject: Hashable, rates: Rates) -> list[_Cell]:
         cells = self._checks.get(subject)
@@ -157,21 +164,26 @@ class RateLimits:
         return cells
 
     def _take_here(self, cell: _Cell, rate: Rate, cost: int, now: float) -> int:
-        left = self._amount(rate) - cell.enter(now, rate.seconds) - cost
+        left = self._left(cell, rate, now) - cost
         if left >= 0:
-            cell.here += cost
+            cell.add(cost)
         return left
 
     async def _take_together(
         self, budget: str, subject: Hashable, rate: Rate, cost: int, now: float
     ) -> int:
-        if self._shared is not None:
-            key = f"{budget}:{subject}:{rate.seconds}:{int(now // rate.seconds)}"
-            count = await self._shared.add(key, rate.seconds, cost)
-            if count is not None:
-                return rate.amount - count
         place = (budget, subject, rate.seconds)
         cell = self._cells.get(place)
+        if self._shared is not None:
+            # What was counted alone while Redis was away is told as soon as it is back.
+            alone = cell.here if cell is not None and now < cell.ends else 0
+            key = f"{budget}:{subject}:{rate.seconds}:{int(now // rate.seconds)}"
+            count = await self._shared.add(key, rate.seconds, cost + alone)
+            if count is not None:
+                if cell is not None:
+                    cell.here -= alone
+                return rate.amount - count
+            cell = self._cells.get(place)
         if cell is None:
             if len(self._cells) >= _MOST_CELLS:
                 _forget(self._cells, lambda cell: cell.ends <= now)
