@@ -42,6 +42,15 @@ class Key(NamedTuple):
     expires_at: datetime | None
 
 
+class UserKey(NamedTuple):
+    """An API key as events tell it; live until it is revoked."""
+
+    user: str
+    label: str
+    expires_at: datetime | None
+    live: bool
+
+
 @dataclass
 class Policy:
     """Everything a tenant's events say, by role id as the tables have it."""
@@ -53,6 +62,7 @@ class Policy:
     keys: dict[str, Key] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
     """Families of tokens."""
+    api_keys: dict[str, UserKey] = field(default_factory=dict)
 
     def id_of(self, role: str) -> int:
         """The id of the role that has this name now; KeyError if none has."""
@@ -146,6 +156,14 @@ def apply_event(policy: Policy, seq: int, at: datetime, event: dict[str, Any]) -
             policy.keys[name] = Key(
                 details["label"], tuple(details["scopes"]), _instant(details["expires_at"])
             )
+        case "create", "api_key":
+            _must(name not in policy.api_keys, event)
+            policy.api_keys[name] = UserKey(
+                details["user"], details["label"], _instant(details["expires_at"]), True
+            )
+        case "delete", "api_key":
+            _must(policy.api_keys[name].live, event)
+            policy.api_keys[name] = policy.api_keys[name]._replace(live=False)
         case "create", "role":
             _must(all(stored.name != name for stored in policy.roles.values()), event)
             policy.roles[seq] = StoredRole(name, details["description"], at)
@@ -194,8 +212,13 @@ def apply_event(policy: Policy, seq: int, at: datetime, event: dict[str, Any]) -
                 (name, policy.id_of(row["role"]), _bounds(row)[0]): _bounds(row)[1]
                 for row in details["before"]
             }
-            _must(bool(going) and going == told, event)
+            ended = set(details["api_keys_revoked"])
+            _must(bool(going or ended) and going == told, event)
             _must(details["memberships_removed"] == len(going), event)
+            live = {k for k, key in policy.api_keys.items() if key.user == name and key.live}
+            _must(ended == live, event)
+            for key_id in ended:
+                policy.api_keys[key_id] = policy.api_keys[key_id]._replace(live=False)
             for key in going:
                 del policy.memberships[key]
         case (("revoke" | "reuse_detected"), "token"):
@@ -264,6 +287,10 @@ async def stored_policy(tx: Transaction, tenant_id: UUID) -> Policy:
     for row in await tx.execute(select(family).where(family.c.tenant_id == tenant_id)):
         if row.revoked_at is not None:
             policy.ended.add(row.id)
+    api_key = models.api_key
+    for row in await tx.execute(select(api_key).where(api_key.c.tenant_id == tenant_id)):
+        live = row.revoked_at is None
+        policy.api_keys[row.id] = UserKey(row.user_id, row.label, row.expires_at, live)
     return policy
 
 
@@ -288,7 +315,7 @@ async def violations(tx: Transaction, tenant_id: UUID) -> list[str]:
     stored = await stored_policy(tx, tenant_id)
     wrong.extend(
         f"{part} in the tables are not what the events lead to"
-        for part in ("roles", "grants", "edges", "memberships", "keys")
+        for part in ("roles", "grants", "edges", "memberships", "keys", "api_keys")
         if getattr(stored, part) != getattr(expected, part)
     )
     # A family that would have ended by itself is forgotten.

@@ -134,6 +134,9 @@ BODIES: dict[str, list[dict[str, Any]]] = {
     "/api/changes": [{"changes": [change], "dry_run": True} for change in CHANGES],
     "/api/keys": [{"label": "web", "scopes": ["check"], "expires_at": "2027-01-01T00:00:00Z"}],
     "/api/keys/rotate": [{"overlap_seconds": 60}],
+    "/api/apikeys/user/{user}": [{"label": "laptop", "expires_at": "2027-01-01T00:00:00Z"}],
+    "/api/apikeys/validate": [{"api_key": "rak_" + "0" * 43}],
+    "/api/apikeys/check_permission": [{"api_key": "rak_" + "0" * 43, "permission": "p"}],
 }
 """Path to bodies that together hold every field it knows."""
 

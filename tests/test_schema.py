@@ -18,7 +18,7 @@ from conftest import RUNTIME_ROLE, Storage, TenantAtWork
 on_postgresql = pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
 TABLES = {
     "tenant", "tenant_head", "client_key", "role", "role_parent", "role_permission", "membership",
-    "minted", "token_family", "audit_event",
+    "minted", "token_family", "audit_event", "api_key",
 }  # fmt: skip
 ACROSS_TENANTS = {"tenant"}
 """The one table that is not a tenant's."""

@@ -43,6 +43,8 @@ MORE_THAN_A_SCHEMA = (
     "POST /api/check",
     "POST /api/changes",
     "POST /api/keys",
+    "POST /api/apikeys/user/{user}",
+    "GET /api/apikeys/user/{user}",
     "GET /api/roles",
     "GET /api/role_permissions/{role}",
     "GET /api/which_roles_can/{permission}",

@@ -22,6 +22,8 @@ CONTRACT = {
         "GET /api/has_permission/{user}/{permission}",
         "POST /api/check",
         "GET /api/workflow/user/{user}/can_run/{workflow}",
+        "POST /api/apikeys/validate",
+        "POST /api/apikeys/check_permission",
     ],
     "read": [
         "GET /api/role/{role}",
@@ -33,6 +35,7 @@ CONTRACT = {
         "GET /api/which_roles_can/{permission}",
         "GET /api/which_users_can/{permission}",
         "GET /api/workflow/users/{workflow}",
+        "GET /api/apikeys/user/{user}",
     ],
     "write": [
         "POST /api/role/{role}",
@@ -45,6 +48,8 @@ CONTRACT = {
         "DELETE /api/membership/{user}/{role}",
         "DELETE /api/user/{user}",
         "POST /api/changes",
+        "POST /api/apikeys/user/{user}",
+        "DELETE /api/apikeys/user/{user}/{key_id}",
     ],
     "admin": [
         "GET /api/keys",

@@ -20,7 +20,8 @@ class Touched:
     """The stored state that a list of changes can touch.
 
     ``edges`` is the whole hierarchy when a parent is to be added (a cycle may close anywhere),
-    ``names`` the names of every role in it.
+    ``names`` the names of every role in it. ``api_keys`` are the (user, key id) pairs that go with
+    users who are removed.
     """
 
     roles: dict[str, Role] = field(default_factory=dict)
@@ -28,6 +29,7 @@ class Touched:
     memberships: list[Membership] = field(default_factory=list)
     edges: set[tuple[int, int]] = field(default_factory=set)
     names: Mapping[int, str] = field(default_factory=dict)
+    api_keys: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -44,6 +46,7 @@ class Rows:
     memberships_removed: list[Membership]
     memberships_rebound: list[Membership]
     memberships_added: list[Membership]
+    api_keys_revoked: list[str]
 
 
 def _iso(at: datetime | None) -> str | None:
@@ -66,6 +69,10 @@ class ChangeSet:
         self._parents: dict[int, set[int]] = {}
         for child, parent in touched.edges:
             self._parents.setdefault(child, set()).add(parent)
+        self._api_keys: dict[str, list[str]] = {}
+        for user, key_id in touched.api_keys:
+            self._api_keys.setdefault(user, []).append(key_id)
+        self._keys_revoked: list[str] = []
         # By user, role and scope: each change looks only at what it is about.
         self._members: dict[str, dict[int, dict[str, Membership]]] = {}
         for m in touched.memberships:
@@ -182,12 +189,18 @@ class ChangeSet:
             if role_id not in self._gone
             for _, m in sorted(rows.items())
         ]
-        if not going:
+        keys = sorted(self._api_keys.pop(change.user, []))
+        if not going and not keys:
             return False, {}
+        self._keys_revoked += keys
         before = [{"role": self._names[m.role_id]} | _bounds(m) for m in going]
-        details = {"memberships_removed": len(going), "before": before}
+        details = {
+            "memberships_removed": len(going),
+            "before": before,
+            "api_keys_revoked": keys,
+        }
         self._event("delete", "user", change.user, details)
-        return True, {"count": len(going)}
+        return True, {"count": len(going), "keys": len(keys)}
 
     def _add_parent(self, change: Change, path: str | None) -> tuple[bool, dict[str, Any]]:
         role, parent = self._role(change.role, path), self._role(change.parent, path, "parent")
@@ -267,6 +280,7 @@ class ChangeSet:
                 m for key, m in after.items() if key in before and before[key] != m
             ],
             memberships_added=[m for key, m in after.items() if key not in before],
+            api_keys_revoked=sorted(self._keys_revoked),
         )
 
 

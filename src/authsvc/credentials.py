@@ -1,10 +1,11 @@
-"""Client keys: their form, their making and their digests. Pure."""
+"""Client keys and API keys: their form, their making and their digests. Pure."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import secrets
+import string
 import uuid
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -13,6 +14,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 # RFC 9562, section 5.4: version 4, variant 10x; the canonical text form only.
 _CLIENT_KEY = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+
+_API_KEY = re.compile(r"rak_[0-9A-Za-z]{43}")
+_ALPHABET = string.digits + string.ascii_letters
 
 
 def new_client_key() -> str:
@@ -24,6 +28,16 @@ def parse_client_key(text: str) -> str | None:
     """The key in its one spelling (lower case), or None if it is not a canonical UUID4."""
     lowered = text.lower() if text.isascii() else ""
     return lowered if _CLIENT_KEY.fullmatch(lowered) else None
+
+
+def new_api_key() -> str:
+    """A fresh API key for a tenant's user: 43 characters, 256 bits, from the operating system."""
+    return "rak_" + "".join(secrets.choice(_ALPHABET) for _ in range(43))
+
+
+def parse_api_key(text: str) -> str | None:
+    """The key as it stands, or None if it does not have an API key's form."""
+    return text if _API_KEY.fullmatch(text) else None
 
 
 def digest_of(key: str) -> bytes:

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from authsvc import decision
 from authsvc.audit_chain import first_broken, read_payload
-from authsvc.records import AuditEvent, ClientKey, Membership, Stamp
+from authsvc.records import ApiKey, AuditEvent, ClientKey, Membership, Stamp
 from authsvc.role_graph import RoleGraph, RoleNode, RoleSet
 
 MOST_DIRTY = 200
@@ -69,8 +69,8 @@ class TenantState:
     """
 
     __slots__ = (
-        "aged", "credentials", "dirty", "fresh", "generation", "graph", "known_at", "role_sets",
-        "sessions", "stamp",
+        "aged", "api_keys", "credentials", "dirty", "fresh", "generation", "graph", "known_at",
+        "role_sets", "sessions", "stamp",
     )  # fmt: skip
 
     def __init__(self, stamp: Stamp, known_at: int) -> None:
@@ -88,6 +88,7 @@ class TenantState:
         self.role_sets: dict[tuple[int, ...], RoleSet] = {}
         self.credentials: dict[bytes, Credential] = {}
         self.sessions: dict[str, Session] = {}
+        self.api_keys: dict[bytes, ApiKey] = {}
 
     @property
     def complete(self) -> bool:
@@ -112,9 +113,15 @@ class TenantState:
 
     def _touch(self, payload: dict[str, Any]) -> None:
         kind, name = payload["entity_type"], payload["entity_id"]
-        if kind in ("membership", "user"):
-            self.fresh.pop(name, None)
-            self.aged.pop(name, None)
+        if kind == "membership":
+            self._forget_user(name)
+        elif kind == "user":
+            self._forget_user(name)
+            self.api_keys.clear()
+        elif kind == "api_key":
+            # The user too: with strict users, whether it may do anything hangs on its keys.
+            self._forget_user(payload["details"]["user"])
+            self.api_keys.clear()
         elif kind in ("role", "role_parent"):
             self._reload(name)
         elif kind == "permission":
@@ -126,6 +133,10 @@ class TenantState:
             self.sessions.pop(name, None)
         else:
             self.forget()
+
+    def _forget_user(self, user: str) -> None:
+        self.fresh.pop(user, None)
+        self.aged.pop(user, None)
 
     def _reload(self, role: str) -> None:
         """Note that a role is to be loaded anew; too many of them, and the graph is."""
@@ -248,6 +259,11 @@ class DecisionCache:
         state.sessions[session.family] = session
         self._grow(_USER_BYTES + _MEMBERSHIP_BYTES)
 
+    def install_api_key(self, state: TenantState, digest: bytes, key: ApiKey) -> None:
+        """Remember a user's API key at the state's stamp."""
+        state.api_keys[digest] = key
+        self._grow(_USER_BYTES + _MEMBERSHIP_BYTES)
+
     def _put(self, state: TenantState, user: str, held: Held) -> None:
         state.fresh[user] = held
         own = _MEMBERSHIP_BYTES * len(held) if isinstance(held, tuple) else 0
@@ -270,7 +286,7 @@ class DecisionCache:
         for tenant_id, state in self._tenants.items():
             if state.generation == self._generation - 1:
                 state.aged, state.fresh = state.fresh, {}
-                state.role_sets, state.sessions = {}, {}
+                state.role_sets, state.sessions, state.api_keys = {}, {}, {}
                 kept[tenant_id] = state
         self._tenants = kept
         self._owners = {

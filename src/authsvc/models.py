@@ -97,6 +97,22 @@ token_family = Table(
     Index("ix_token_family_expires_at", "tenant_id", "expires_at"),
 )
 
+api_key = Table(
+    "api_key",
+    metadata,
+    Column("tenant_id", TenantId, ForeignKey("tenant.id"), primary_key=True),
+    Column("id", name_type(64), primary_key=True),
+    Column("digest", LargeBinary(32), nullable=False, unique=True),
+    Column("user_id", name_type(254), nullable=False),
+    Column("label", name_type(512), nullable=False),
+    Column("key_prefix", name_type(16), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+    Column("last_used_at", UtcDateTime),
+    Index("ix_api_key_user_id", "tenant_id", "user_id", "created_at", "id"),
+)
+
 role = Table(
     "role",
     metadata,

@@ -96,6 +96,27 @@ class ClientKey:
 
 
 @dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A credential of one of the tenant's own users; the key itself is known to its holder alone.
+
+    ``prefix`` is the beginning of the key, by which people tell keys apart.
+    """
+
+    id: str
+    user: str
+    label: str
+    prefix: str
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None = None
+
+    def is_active(self, now: datetime) -> bool:
+        """Whether the key is accepted at this instant."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+@dataclass(frozen=True, slots=True)
 class Minted:
     """The stored outcome of a request that minted something; ``sealed`` holds its answer.
 
@@ -185,7 +206,8 @@ class Effect:
     """What became of one change of a list.
 
     ``changed`` tells whether anything was (or would be) written; ``created`` and ``updated``
-    refine it for roles and memberships; ``count`` is the number of memberships that went.
+    refine it for roles and memberships; ``count`` is the number of memberships that went, ``keys``
+    that of API keys.
     """
 
     index: int
@@ -193,6 +215,7 @@ class Effect:
     changed: bool
     updated: bool = False
     count: int = 0
+    keys: int = 0
     description: str = ""
 
 

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Request, Response
+from fastapi import APIRouter, Body, Request, Response
 
 from authsvc.api.dependencies import AdminCaller, Service, ServiceDep, admit, get_service
 from authsvc.api.documented import BODIES, WRITES, documented
 from authsvc.api.envelope import Envelope, ListEnvelope, answer, timestamp
+from authsvc.api.minting import IdempotencyKey, minted, minting_request
 from authsvc.api.route import contract_route
-from authsvc.credentials import parse_client_key
 from authsvc.errors import Forbidden, InputError, Unauthorized
 from authsvc.records import EMPTY, SCOPES, Caller, ClientKey
 from authsvc.schemas import keys as schemas
 from authsvc.schemas.names import KeyId
 from authsvc.services import keys
-from authsvc.services.authentication import presented, presented_key
-from authsvc.services.changes import RegisteredMeanwhile
+from authsvc.services.authentication import presented_key
 
 router = APIRouter(prefix="/api", route_class=contract_route(admit))
 
-_idempotency_key = re.compile(r"[!-~]{16,128}").fullmatch
-_IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        description="16 to 128 visible characters; repeats are safe",
-        json_schema_extra={"minLength": 16, "maxLength": 128, "pattern": "^[!-~]{16,128}$"},
-    ),
-]
 _EXAMPLE = {
     "key_id": "key_5c0d3a61f2b94e8c9a17",
     "label": "web",
@@ -82,43 +71,12 @@ def _shown(key: ClientKey) -> dict[str, Any]:
     }
 
 
-def _request(request: Request, body: dict[str, Any]) -> keys.Request:
-    found = request.headers.getlist("idempotency-key")
-    if found and (len(found) > 1 or _idempotency_key(found[0]) is None):
-        raise InputError.of("Idempotency-Key", "This must be 16 to 128 visible characters, once.")
-    sent = presented(request.headers.getlist("authorization"))
-    return keys.Request(
-        parse_client_key(sent) or sent,
-        found[0] if found else None,
-        keys.content_of(request.url.path, body),
-    )
-
-
-async def _mint(
-    request: Request, service: Service, asked: keys.Request, work: keys.Mint, *, ends: bool = False
-) -> keys.Answer:
-    caller: Caller = request.state.caller
-    for attempt in range(3):
-        try:
-            return await service.database.write(
-                caller.tenant_id or caller.digest,
-                lambda tx, caller=caller: keys.mint(  # type: ignore[misc]
-                    tx, caller, asked, service.clock, work, ends=ends
-                ),
-            )
-        except RegisteredMeanwhile:
-            if attempt == 2:
-                raise
-            caller = await service.authenticated(request)
-    raise Unauthorized(sent=True)
-
-
 async def _rotated(
     request: Request, service: Service, asked: keys.Request, work: keys.Mint, *, ends: bool
 ) -> keys.Answer | None:
     """The rotation's answer; None if the key ended while it waited, perhaps by its twin."""
     try:
-        return await _mint(request, service, asked, work, ends=ends)
+        return await minted(request, service, asked, work, ends=ends)
     except Unauthorized:
         return None
 
@@ -154,19 +112,19 @@ async def add_key(
     service: ServiceDep,
     _caller: AdminCaller,
     body: schemas.KeyBody,
-    idempotency_key: _IdempotencyKey = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """The key is in this answer and nowhere else. With an `Idempotency-Key` the same request may
     be repeated for 24 hours and gets the same answer.
     """
-    asked = _request(request, body.model_dump(mode="json"))
+    asked = minting_request(request, body.model_dump(mode="json"))
     work = keys.add_key(
         body.label,
         body.scopes or SCOPES,
         body.expires_at,
         lambda key, secret: _shown(key) | {"key": secret},
     )
-    made = await _mint(request, service, asked, work)
+    made = await minted(request, service, asked, work)
     return answer(made.data, "The key is made", made.revision, service.clock())
 
 
@@ -192,7 +150,7 @@ async def rotate(
     service: ServiceDep,
     _caller: AdminCaller,
     body: Annotated[schemas.RotateBody | None, Body(examples=[{"overlap_seconds": 86_400}])] = None,
-    idempotency_key: _IdempotencyKey = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """A fresh key with the label and scopes of the one that asks, which goes on for
     `overlap_seconds` (a day). 0 ends it at once and needs an `Idempotency-Key`: should the answer
@@ -202,7 +160,7 @@ async def rotate(
     ended = getattr(request.state, "ended", False)
     if _caller.family is not None:
         raise Forbidden("A key is rotated by whoever holds it: send the client key, not a token")
-    asked = _request(request, {"overlap_seconds": seconds})
+    asked = minting_request(request, {"overlap_seconds": seconds})
     if not seconds and asked.idempotency_key is None:
         raise InputError.of("Idempotency-Key", "'overlap_seconds': 0 requires this header.")
     work = keys.rotate_key(

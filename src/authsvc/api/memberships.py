@@ -322,15 +322,18 @@ async def workflow_users(
     response_model=Envelope[answers.UserRemoved],
     responses=documented(
         "Nothing is left of user 'alice'",
-        {"memberships_removed": 2, "api_keys_revoked": 0},
+        {"memberships_removed": 2, "api_keys_revoked": 1},
         *WRITES,
     ),
 )
 async def remove_user(
     request: Request, user: UserName, service: ServiceDep, _caller: WriteCaller
 ) -> Response:
-    """Ends all of the user's memberships in one transaction, in force or not, in every scope."""
+    """Ends all of the user's memberships, in force or not, in every scope, and revokes the user's
+    API keys, in one transaction.
+    """
     outcome = await service.write(request, [Change("remove_user", user=user)])
-    data = {"memberships_removed": outcome.effects[0].count, "api_keys_revoked": 0}
+    effect = outcome.effects[0]
+    data = {"memberships_removed": effect.count, "api_keys_revoked": effect.keys}
     message = f"Nothing is left of user '{user}'"
     return answer(data, message, outcome.stamp.revision, service.clock())

@@ -27,6 +27,7 @@ from authsvc.records import (
     Stamp,
     covered,
 )
+from authsvc.repositories.api_keys import ApiKeys
 from authsvc.repositories.audit import Audit
 from authsvc.repositories.grants import Grants
 from authsvc.repositories.heads import Heads
@@ -93,7 +94,7 @@ async def apply_changes(
     if tenant_id is None:
         tenant_id, key_id, registered = await register(tx, caller, now)
         events = registered + events
-    await write_rows(tx, tenant_id, change_set.rows())
+    await write_rows(tx, tenant_id, change_set.rows(), now)
     stamp = await record(tx, tenant_id, stamp, events, origin(caller, key_id), now)
     return Outcome(stamp, effects)
 
@@ -233,6 +234,7 @@ async def touched_by(tx: Transaction, tenant_id: UUID, changes: Sequence[Change]
     if leaving:
         touched.memberships += await memberships.of_users(leaving)
         touched.names = await roles_repository.names({m.role_id for m in touched.memberships})
+        touched.api_keys = await ApiKeys(tx, tenant_id).unrevoked(leaving)
     if moving and ids:
         touched.memberships += await memberships.of_users_in(moving, ids)
     if "add_parent" in ops:
@@ -244,7 +246,7 @@ async def touched_by(tx: Transaction, tenant_id: UUID, changes: Sequence[Change]
     return touched
 
 
-async def write_rows(tx: Transaction, tenant_id: UUID, rows: Rows) -> None:
+async def write_rows(tx: Transaction, tenant_id: UUID, rows: Rows, now: datetime) -> None:
     """Write the difference that a list of changes makes."""
     roles = Roles(tx, tenant_id)
     grants = Grants(tx, tenant_id)
@@ -270,3 +272,5 @@ async def write_rows(tx: Transaction, tenant_id: UUID, rows: Rows) -> None:
         await memberships.rebound(rows.memberships_rebound)
     if rows.memberships_added:
         await memberships.add(rows.memberships_added)
+    if rows.api_keys_revoked:
+        await ApiKeys(tx, tenant_id).revoke(rows.api_keys_revoked, now)

@@ -18,7 +18,8 @@ from authsvc.decision_cache import (
     TenantState,
 )
 from authsvc.errors import Busy, Unavailable
-from authsvc.records import AuditEvent, Stamp
+from authsvc.records import ApiKey, AuditEvent, Stamp
+from authsvc.repositories.api_keys import find_api_key
 from authsvc.repositories.audit import events_since
 from authsvc.repositories.policy import Load, load_policy
 from authsvc.repositories.tenants import find_credential
@@ -93,6 +94,25 @@ class CurrentState:
         if state.stamp == found.credential.stamp:
             self._cache.install_session(state, found)
         return found, found.credential.stamp, now
+
+    async def api_key(self, tenant_id: UUID, digest: bytes) -> tuple[ApiKey | None, Stamp]:
+        """A tenant's API key as it is now, and the tenant's stamp.
+
+        That there is none is never remembered.
+        """
+        state, _now = await self.state(tenant_id)
+        known = state.api_keys.get(digest)
+        if known is not None:
+            return known, state.stamp
+        found, stamp = await find_api_key(self.database, tenant_id, digest)
+        if stamp.revision < state.stamp.revision:
+            # From a server that lags behind, as with a client key.
+            found, stamp = await find_api_key(self.database, tenant_id, digest)
+            if stamp.revision < state.stamp.revision:
+                raise Unavailable
+        if found is not None and state.stamp == stamp:
+            self._cache.install_api_key(state, digest, found)
+        return found, stamp
 
     def clock_went_back(self, now: datetime) -> bool:
         """Whether an instant is much earlier than one that was seen: nothing can be said to have

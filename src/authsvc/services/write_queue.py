@@ -179,7 +179,7 @@ async def write_together(
 
     events: list[AuditEvent] = []
     if payloads:
-        await write_rows(tx, tenant_id, change_set.rows())
+        await write_rows(tx, tenant_id, change_set.rows(), now)
         events = await append(tx, tenant_id, before, payloads, now)
     else:
         tx.abandon()

@@ -1,0 +1,161 @@
+"""The API keys of a tenant's users: digests, never keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, and_, bindparam, func, insert, or_, select, update
+
+from authsvc import models
+from authsvc.column_types import TextList, UtcDateTime, one_of
+from authsvc.database import Database, Transaction
+from authsvc.records import EMPTY, ApiKey, Stamp
+
+_key = models.api_key
+_tenant = _key.c.tenant_id == bindparam("tenant")
+_of_user = and_(_tenant, _key.c.user_id == bindparam("user"))
+_columns = (
+    _key.c.id,
+    _key.c.user_id,
+    _key.c.label,
+    _key.c.key_prefix,
+    _key.c.created_at,
+    _key.c.expires_at,
+    _key.c.revoked_at,
+    _key.c.last_used_at,
+)
+_BY_DIGEST = (
+    select(models.tenant_head.c.revision, models.tenant_head.c.head, *_columns)
+    .outerjoin(
+        _key,
+        and_(
+            _key.c.tenant_id == models.tenant_head.c.tenant_id,
+            _key.c.digest == bindparam("digest"),
+        ),
+    )
+    .where(models.tenant_head.c.tenant_id == bindparam("tenant"))
+)
+_PAGE = (
+    select(*_columns)
+    .where(
+        _of_user,
+        or_(
+            _key.c.created_at > bindparam("after_at", type_=UtcDateTime),
+            and_(
+                _key.c.created_at == bindparam("after_at", type_=UtcDateTime),
+                _key.c.id > bindparam("after_id"),
+            ),
+        ),
+    )
+    .order_by(_key.c.created_at, _key.c.id)
+    .limit(bindparam("most"))
+)
+_FIND = select(*_columns).where(_of_user, _key.c.id == bindparam("key_id"))
+_COUNT_ACTIVE = (
+    select(func.count())
+    .select_from(_key)
+    .where(
+        _of_user,
+        _key.c.revoked_at.is_(None),
+        or_(
+            _key.c.expires_at.is_(None),
+            _key.c.expires_at > bindparam("now", type_=UtcDateTime),
+        ),
+    )
+)
+_UNREVOKED = select(_key.c.user_id, _key.c.id).where(
+    _tenant,
+    one_of(_key.c.user_id, bindparam("users", type_=TextList)),
+    _key.c.revoked_at.is_(None),
+)
+_REVOKE = (
+    update(_key)
+    .where(_tenant, _key.c.id == bindparam("key_id"))
+    .values(revoked_at=bindparam("at", type_=UtcDateTime))
+)
+
+
+def _record(row: Row[Any]) -> ApiKey:
+    return ApiKey(
+        row.id,
+        row.user_id,
+        row.label,
+        row.key_prefix,
+        row.created_at,
+        row.expires_at,
+        row.revoked_at,
+        row.last_used_at,
+    )
+
+
+async def find_api_key(
+    database: Database, tenant_id: UUID, digest: bytes
+) -> tuple[ApiKey | None, Stamp]:
+    """The tenant's key with this digest, if it has one, and its state, in one statement."""
+    rows = await database.rows(_BY_DIGEST, {"tenant": tenant_id, "digest": digest})
+    if not rows:
+        return None, EMPTY
+    stamp = Stamp(rows[0].revision, rows[0].head)
+    return (None if rows[0].id is None else _record(rows[0])), stamp
+
+
+class ApiKeys:
+    """The API keys of one tenant."""
+
+    def __init__(self, transaction: Transaction, tenant_id: UUID) -> None:
+        self._tx = transaction
+        self._tenant = tenant_id
+
+    async def add(self, key: ApiKey, digest: bytes) -> None:
+        """Store a key just made."""
+        await self._tx.execute(
+            insert(_key).values(
+                tenant_id=self._tenant,
+                id=key.id,
+                digest=digest,
+                user_id=key.user,
+                label=key.label,
+                key_prefix=key.prefix,
+                created_at=key.created_at,
+                expires_at=key.expires_at,
+            )
+        )
+
+    async def count_active(self, user: str, now: datetime) -> int:
+        """How many of the user's keys are accepted at this instant."""
+        given = {"tenant": self._tenant, "user": user, "now": now}
+        return int((await self._tx.execute(_COUNT_ACTIVE, given)).scalar_one())
+
+    async def page(self, user: str, after: tuple[datetime, str], most: int) -> list[ApiKey]:
+        """The user's keys, ended ones too, oldest first, from the one after (made at, id)."""
+        found = await self._tx.execute(
+            _PAGE,
+            {
+                "tenant": self._tenant,
+                "user": user,
+                "after_at": after[0],
+                "after_id": after[1],
+                "most": most,
+            },
+        )
+        return [_record(row) for row in found]
+
+    async def find(self, user: str, key_id: str) -> ApiKey | None:
+        """The user's key of that id."""
+        given = {"tenant": self._tenant, "user": user, "key_id": key_id}
+        row = (await self._tx.execute(_FIND, given)).one_or_none()
+        return _record(row) if row else None
+
+    async def unrevoked(self, users: Iterable[str]) -> list[tuple[str, str]]:
+        """(user, key id) of every key of these users that was not revoked, expired or not."""
+        found = await self._tx.execute(_UNREVOKED, {"tenant": self._tenant, "users": sorted(users)})
+        return [(row.user_id, row.id) for row in found]
+
+    async def revoke(self, key_ids: Iterable[str], at: datetime) -> None:
+        """End keys for good; their rows stay."""
+        await self._tx.execute(
+            _REVOKE, [{"tenant": self._tenant, "key_id": key_id, "at": at} for key_id in key_ids]
+        )
