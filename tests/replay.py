@@ -63,6 +63,7 @@ class Policy:
     ended: set[str] = field(default_factory=set)
     """Families of tokens."""
     api_keys: dict[str, UserKey] = field(default_factory=dict)
+    strict_users: bool = False
 
     def id_of(self, role: str) -> int:
         """The id of the role that has this name now; KeyError if none has."""
@@ -156,6 +157,10 @@ def apply_event(policy: Policy, seq: int, at: datetime, event: dict[str, Any]) -
             policy.keys[name] = Key(
                 details["label"], tuple(details["scopes"]), _instant(details["expires_at"])
             )
+        case "update", "settings":
+            _must(details["before"] == {"strict_users": policy.strict_users}, event)
+            _must(details["strict_users"] != policy.strict_users, event)
+            policy.strict_users = details["strict_users"]
         case "create", "api_key":
             _must(name not in policy.api_keys, event)
             policy.api_keys[name] = UserKey(
@@ -287,6 +292,9 @@ async def stored_policy(tx: Transaction, tenant_id: UUID) -> Policy:
     for row in await tx.execute(select(family).where(family.c.tenant_id == tenant_id)):
         if row.revoked_at is not None:
             policy.ended.add(row.id)
+    tenant = models.tenant
+    chosen = await tx.execute(select(tenant.c.settings).where(tenant.c.id == tenant_id))
+    policy.strict_users = bool((chosen.scalar_one_or_none() or {}).get("strict_users"))
     api_key = models.api_key
     for row in await tx.execute(select(api_key).where(api_key.c.tenant_id == tenant_id)):
         live = row.revoked_at is None
@@ -315,7 +323,7 @@ async def violations(tx: Transaction, tenant_id: UUID) -> list[str]:
     stored = await stored_policy(tx, tenant_id)
     wrong.extend(
         f"{part} in the tables are not what the events lead to"
-        for part in ("roles", "grants", "edges", "memberships", "keys", "api_keys")
+        for part in ("roles", "grants", "edges", "memberships", "keys", "api_keys", "strict_users")
         if getattr(stored, part) != getattr(expected, part)
     )
     # A family that would have ended by itself is forgotten.

@@ -135,6 +135,7 @@ BODIES: dict[str, list[dict[str, Any]]] = {
     "/api/keys": [{"label": "web", "scopes": ["check"], "expires_at": "2027-01-01T00:00:00Z"}],
     "/api/keys/rotate": [{"overlap_seconds": 60}],
     "/api/apikeys/user/{user}": [{"label": "laptop", "expires_at": "2027-01-01T00:00:00Z"}],
+    "/api/settings": [{"strict_users": False}],
     "/api/apikeys/validate": [{"api_key": "rak_" + "0" * 43}],
     "/api/apikeys/check_permission": [{"api_key": "rak_" + "0" * 43, "permission": "p"}],
 }

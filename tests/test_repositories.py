@@ -554,7 +554,7 @@ async def compare_users(
             first.setdefault(user, name)
         assert all(policy.id_of(name) in held[user] for user, name in first.items())
     for user, role in itertools.product(("alice", "zed", "nobody"), policy.roles):
-        is_in, _ = await questions.is_member(user, policy.name_of(role))
+        is_in, _, _ = await questions.is_member(user, policy.name_of(role))
         assert is_in is (role in reached[user])
 
 

@@ -56,6 +56,8 @@ CONTRACT = {
         "POST /api/keys",
         "POST /api/keys/rotate",
         "DELETE /api/keys/{key_id}",
+        "GET /api/settings",
+        "PUT /api/settings",
     ],
 }
 """The contract's table: scope -> routes."""

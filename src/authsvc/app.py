@@ -15,7 +15,17 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from authsvc import __version__, migrations
-from authsvc.api import api_keys, changes, checks, health, keys, memberships, roles, tokens
+from authsvc.api import (
+    api_keys,
+    changes,
+    checks,
+    health,
+    keys,
+    memberships,
+    roles,
+    tenant_settings,
+    tokens,
+)
 from authsvc.api.check_path import CheckPath
 from authsvc.api.cors import Cors
 from authsvc.api.dependencies import Service
@@ -62,6 +72,7 @@ _TAGS = [
     {"name": "Changes", "description": "Many writes, all or nothing."},
     {"name": "Keys", "description": "The credentials of the tenant."},
     {"name": "API keys", "description": "Keys for the tenant's own users."},
+    {"name": "Settings", "description": "What the tenant has chosen for itself."},
     {"name": "Tokens", "description": "Short-lived credentials, asked for with a client key."},
     {"name": "Workflows", "description": "Permissions that are named like workflows."},
     {"name": "Service", "description": "Is the service well?"},
@@ -251,7 +262,9 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
     for module in (checks, roles, memberships, changes, health):
         app.include_router(module.router)
     well_known = well_known_router(keyring, settings.public_url)
-    for router in (api_keys.router, keys.rotation, keys.router, tokens.router, well_known):
+    for module in (api_keys, tenant_settings, tokens):
+        app.include_router(module.router)
+    for router in (keys.rotation, keys.router, well_known):
         app.include_router(router)
     app.include_router(docs_router(title="authsvc", docs_enabled=settings.docs_enabled))
     app.state.budgets = budgets_of_routes(app, service.limits)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from authsvc.errors import NotFound, RoleCycle
+from authsvc.errors import NotFound, RoleCycle, UserNotKeyBacked
 from authsvc.records import Change, Effect, Membership, Role
 
 
@@ -21,7 +21,8 @@ class Touched:
 
     ``edges`` is the whole hierarchy when a parent is to be added (a cycle may close anywhere),
     ``names`` the names of every role in it. ``api_keys`` are the (user, key id) pairs that go with
-    users who are removed.
+    users who are removed. ``key_backed``, in a tenant with strict users, are those of the users to
+    be added who have an API key in force; None where it does not matter.
     """
 
     roles: dict[str, Role] = field(default_factory=dict)
@@ -30,6 +31,7 @@ class Touched:
     edges: set[tuple[int, int]] = field(default_factory=set)
     names: Mapping[int, str] = field(default_factory=dict)
     api_keys: list[tuple[str, str]] = field(default_factory=list)
+    key_backed: set[str] | None = None
 
 
 @dataclass(slots=True)
@@ -73,6 +75,7 @@ class ChangeSet:
         for user, key_id in touched.api_keys:
             self._api_keys.setdefault(user, []).append(key_id)
         self._keys_revoked: list[str] = []
+        self._key_backed = None if touched.key_backed is None else set(touched.key_backed)
         # By user, role and scope: each change looks only at what it is about.
         self._members: dict[str, dict[int, dict[str, Membership]]] = {}
         for m in touched.memberships:
@@ -81,7 +84,7 @@ class ChangeSet:
     def apply(self, index: int, change: Change, path: str | None = None) -> Effect:
         """Apply one change; ``path`` is where it stands in the request, for errors.
 
-        Raises NotFound (a role that does not exist), RoleCycle.
+        Raises NotFound (a role that does not exist), RoleCycle, UserNotKeyBacked.
         """
         changed, more = getattr(self, f"_{change.op}")(change, path)
         return Effect(index, change.op, changed, **more)
@@ -155,6 +158,12 @@ class ChangeSet:
 
     def _add_member(self, change: Change, path: str | None) -> tuple[bool, dict[str, Any]]:
         role = self._role(change.role, path)
+        if self._key_backed is not None and change.user not in self._key_backed:
+            raise UserNotKeyBacked(
+                f"User '{change.user}' has no API key in force, which this tenant requires of its"
+                " users: make one first",
+                f"{path}.user" if path else None,
+            )
         rows = self._rows_of(change.user, role.id)
         wanted = Membership(
             change.user, role.id, change.scope or "", change.not_before, change.expires_at
@@ -193,6 +202,8 @@ class ChangeSet:
         if not going and not keys:
             return False, {}
         self._keys_revoked += keys
+        if self._key_backed is not None:
+            self._key_backed.discard(change.user)
         before = [{"role": self._names[m.role_id]} | _bounds(m) for m in going]
         details = {
             "memberships_removed": len(going),

@@ -17,6 +17,7 @@ Reason = Literal[
     "membership_not_started",
     "membership_expired",
     "out_of_scope",
+    "user_not_key_backed",
 ]
 """Why an answer is negative; a closed set."""
 

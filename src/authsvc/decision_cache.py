@@ -8,9 +8,9 @@ full the aged one is dropped and the fresh one ages. docs/caching.md has the rea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -30,6 +30,8 @@ _MEMBERSHIP_BYTES = 200
 _ROLE_BYTES = 600
 _GRANT_BYTES = 130
 _TENANT_BYTES = 4000
+
+_ENDED = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,25 @@ Held = RoleSet | tuple[Membership, ...]
 """What a user holds: a shared role set, or memberships of which some are bound."""
 
 
+@dataclass(frozen=True, slots=True)
+class KeyBacked:
+    """What a user of a tenant with strict users holds, until the last of its API keys ends.
+
+    ``end`` is None for never; it is the beginning of time for a user without a key.
+    """
+
+    held: Held
+    end: datetime | None
+
+    def refuses(self, now: datetime) -> bool:
+        """Whether the user may do nothing, for want of an API key."""
+        return self.end is not None and now >= self.end
+
+
+Kept = Held | KeyBacked
+"""What is remembered of a user: with strict users always ``KeyBacked``, else never."""
+
+
 class TenantState:
     """What is known of one tenant at its stamp.
 
@@ -83,8 +104,8 @@ class TenantState:
         """Forget everything but the stamp."""
         self.graph: RoleGraph | None = None
         self.dirty: set[str] = set()
-        self.fresh: dict[str, Held] = {}
-        self.aged: dict[str, Held] = {}
+        self.fresh: dict[str, Kept] = {}
+        self.aged: dict[str, Kept] = {}
         self.role_sets: dict[tuple[int, ...], RoleSet] = {}
         self.credentials: dict[bytes, Credential] = {}
         self.sessions: dict[str, Session] = {}
@@ -186,7 +207,8 @@ def allowed(
 def all_allowed(state: TenantState, items: Sequence[Any]) -> list[bool] | None:
     """As ``allowed``, for items with a ``user`` and a ``permission`` that come as they were sent.
 
-    None if anything about them is not remembered, or is not a name: what is remembered are names.
+    None if anything about them is not remembered, or is not a name (what is remembered are names),
+    or hangs on an API key, which is no key of ``together``.
     """
     if state.graph is None or state.dirty:
         return None
@@ -225,7 +247,7 @@ class DecisionCache:
         """Forget a tenant."""
         self._tenants.pop(tenant_id, None)
 
-    def held(self, state: TenantState, user: str) -> Held | None:
+    def held(self, state: TenantState, user: str) -> Kept | None:
         """What a user holds, if it is remembered; using it keeps it."""
         found = state.fresh.get(user)
         if found is None and (found := state.aged.pop(user, None)) is not None:
@@ -233,10 +255,21 @@ class DecisionCache:
         return found
 
     def install_user(
-        self, state: TenantState, user: str, memberships: Sequence[Membership]
+        self,
+        state: TenantState,
+        user: str,
+        memberships: Sequence[Membership],
+        key_ends: Mapping[str, datetime | None] | None = None,
     ) -> None:
-        """Remember what a user holds at the state's stamp (perhaps nothing)."""
-        self._put(state, user, state.held_by(memberships))
+        """Remember what a user holds at the state's stamp (perhaps nothing).
+
+        ``key_ends``: with strict users, when each user's last API key ends.
+        """
+        held = state.held_by(memberships)
+        if key_ends is None:
+            self._put(state, user, held)
+        else:
+            self._put(state, user, KeyBacked(held, key_ends.get(user, _ENDED)))
 
     def install_roles(self, state: TenantState, nodes: Iterable[RoleNode], *, whole: bool) -> None:
         """As ``TenantState.install_roles``, counted."""
@@ -264,8 +297,9 @@ class DecisionCache:
         state.api_keys[digest] = key
         self._grow(_USER_BYTES + _MEMBERSHIP_BYTES)
 
-    def _put(self, state: TenantState, user: str, held: Held) -> None:
-        state.fresh[user] = held
+    def _put(self, state: TenantState, user: str, kept: Kept) -> None:
+        state.fresh[user] = kept
+        held = kept.held if isinstance(kept, KeyBacked) else kept
         own = _MEMBERSHIP_BYTES * len(held) if isinstance(held, tuple) else 0
         self._grow(_USER_BYTES + len(user) + own)
 

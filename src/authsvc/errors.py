@@ -18,7 +18,8 @@
     ├── NotFound                          role_not_found, key_not_found
     ├── Conflict                          conflict
     │   ├── IdempotencyMismatch           idempotency_mismatch
-    │   └── RoleCycle                     role_cycle
+    │   ├── RoleCycle                     role_cycle
+    │   └── UserNotKeyBacked              user_not_key_backed
     └── Unavailable                       storage_unavailable: ask again later
         ├── Busy                          busy
         ├── ReadOnly                      read_only
@@ -188,6 +189,12 @@ class RoleCycle(Conflict):
     """A parent that would make a role inherit from itself; the message names the path."""
 
     code = "role_cycle"
+
+
+class UserNotKeyBacked(Conflict):
+    """A user without a live API key, who is to be put into a role of a tenant with strict users."""
+
+    code = "user_not_key_backed"
 
 
 class Unavailable(AuthsvcError):

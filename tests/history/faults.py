@@ -63,8 +63,10 @@ def _install_older_loads() -> None:
         if roles is Load.ALL or named:
             whole = roles is Load.ALL
             self._cache.install_roles(state, loaded.graph.nodes.values(), whole=whole)
+        key_ends = loaded.key_ends if loaded.strict_users else None
         for user in users:
-            self._cache.install_user(state, user, loaded.memberships.get(user, ()))
+            held = loaded.memberships.get(user, ())
+            self._cache.install_user(state, user, held, key_ends)
         return state.stamp
 
     CurrentState._load_with = load_with  # type: ignore[method-assign]

@@ -32,9 +32,9 @@ _ITEM = {
     "key_id": "key_5c0d3a61f2b94e8c9a17",
     "key_prefix": "rak_8hQ2xZ",
     "label": "laptop",
-    "is_active": True,
+    "is_active": False,
     "created": "2026-11-23T10:11:12.345678Z",
-    "revoked_at": None,
+    "revoked_at": "2026-11-25T09:10:11.121314Z",
     "expires_at": "2027-11-23T10:11:12.345678Z",
     "last_used_at": "2026-11-24T08:00:00.000000Z",
 }

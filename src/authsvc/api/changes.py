@@ -28,6 +28,7 @@ router = APIRouter(prefix="/api", route_class=contract_route(admit))
         {"applied": 3, "unchanged": 0},
         "role_not_found",
         "role_cycle",
+        "user_not_key_backed",
         *WRITES,
         *BODIES,
     ),

@@ -25,7 +25,14 @@ from authsvc.records import Caller, Stamp
 from authsvc.schemas import answers
 from authsvc.schemas.checks import CheckBody, Checks, PlainChecks, why_schema
 from authsvc.schemas.names import PermissionName, UserName
-from authsvc.services.checks import Answer, Question, check_now, explain_now, plain_checks
+from authsvc.services.checks import (
+    Answer,
+    Question,
+    check_now,
+    decide_now,
+    explain_now,
+    plain_checks,
+)
 
 JSON = "application/json"
 
@@ -54,10 +61,14 @@ async def _single(
     now = caller.at or service.clock()
     if with_why:
         explained, stamp = await explain_now(service.current, caller, [question], now)
-        data = _why(explained[0])
+        found, data = explained[0], _why(explained[0])
     else:
-        answered, stamp = await check_now(service.current, caller, [question], now)
-        return Response(check_body(answered[0], stamp.revision, now), media_type=JSON)
+        found, stamp = await decide_now(service.current, caller, question, now)
+        if found.reason is None:
+            return Response(check_body(found.allowed, stamp.revision, now), media_type=JSON)
+        data = {"has_permission": found.allowed}
+    if found.reason == "user_not_key_backed":
+        data["reason"] = found.reason
     return answer(data, "Answered", stamp.revision, now)
 
 

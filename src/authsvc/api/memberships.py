@@ -52,6 +52,7 @@ _MEMBER = {"user": "alice", "role": "admin"}
             "scope": "project/42",
         },
         "role_not_found",
+        "user_not_key_backed",
         *WRITES,
         *BODIES,
         result=True,
@@ -149,8 +150,11 @@ async def is_member(
     moment = service.clock()
     async with service.database.read() as tx:
         questions = Questions(tx, caller.tenant_id, scope, moment)
-        is_in, stamp = await questions.is_member(user, role)
-    return answer({"has_permission": is_in}, "Answered", stamp.revision, moment)
+        is_in, reason, stamp = await questions.is_member(user, role)
+    data: dict[str, Any] = {"has_permission": is_in}
+    if reason is not None:
+        data["reason"] = reason
+    return answer(data, "Answered", stamp.revision, moment)
 
 
 @router.get(

@@ -103,17 +103,18 @@ def render(error: Exception, request_id: str, now: datetime) -> tuple[int, Heade
         word, sentence = error.code, error.message
         details = _details(error)
         headers += _headers(error)
-    body = to_json(
-        {
-            "success": False,
-            "code": status,
-            "error": word,
-            "message": sentence,
-            "details": details,
-            "request_id": request_id,
-            "timestamp": timestamp(now),
-        }
-    )
+    told: dict[str, Any] = {
+        "success": False,
+        "code": status,
+        "error": word,
+        "message": sentence,
+        "details": details,
+        "request_id": request_id,
+        "timestamp": timestamp(now),
+    }
+    if isinstance(error, errors.UserNotKeyBacked):
+        told |= {"result": False, "reason": error.code}
+    body = to_json(told)
     headers.append((b"content-length", b"%d" % len(body)))
     return status, headers, body
 
@@ -197,6 +198,8 @@ class Problem(BaseModel):
     details: list[FieldProblem]
     request_id: str
     timestamp: datetime
+    result: Literal[False] = Field(default=False, description="Only with `user_not_key_backed`")
+    reason: str = Field(default="", description="Only with `user_not_key_backed`, the same word")
 
 
 _EXAMPLES: dict[str, Exception] = {
@@ -213,6 +216,7 @@ _EXAMPLES: dict[str, Exception] = {
         "This Idempotency-Key was used for another request: choose a fresh one"
     ),
     "role_cycle": errors.RoleCycle("A role cannot inherit from itself: lead, admin, lead"),
+    "user_not_key_backed": errors.UserNotKeyBacked("User 'bob' has no API key in force"),
     "body_too_large": body_too_large(65_536),
     "unsupported_media_type": unsupported_media_type(),
     "invalid_input": errors.InputError.of("role", "A role is 1 to 64 characters of A-Z a-z …"),

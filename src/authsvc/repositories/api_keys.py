@@ -54,17 +54,15 @@ _PAGE = (
     .limit(bindparam("most"))
 )
 _FIND = select(*_columns).where(_of_user, _key.c.id == bindparam("key_id"))
-_COUNT_ACTIVE = (
-    select(func.count())
-    .select_from(_key)
-    .where(
-        _of_user,
-        _key.c.revoked_at.is_(None),
-        or_(
-            _key.c.expires_at.is_(None),
-            _key.c.expires_at > bindparam("now", type_=UtcDateTime),
-        ),
-    )
+_active = and_(
+    _key.c.revoked_at.is_(None),
+    or_(_key.c.expires_at.is_(None), _key.c.expires_at > bindparam("now", type_=UtcDateTime)),
+)
+_COUNT_ACTIVE = select(func.count()).select_from(_key).where(_of_user, _active)
+_BACKED = (
+    select(_key.c.user_id)
+    .where(_tenant, one_of(_key.c.user_id, bindparam("users", type_=TextList)), _active)
+    .distinct()
 )
 _UNREVOKED = select(_key.c.user_id, _key.c.id).where(
     _tenant,
@@ -148,6 +146,11 @@ class ApiKeys:
         given = {"tenant": self._tenant, "user": user, "key_id": key_id}
         row = (await self._tx.execute(_FIND, given)).one_or_none()
         return _record(row) if row else None
+
+    async def backed(self, users: Iterable[str], now: datetime) -> set[str]:
+        """Those of these users who have a key that is accepted at this instant."""
+        given = {"tenant": self._tenant, "users": sorted(users), "now": now}
+        return {row.user_id for row in await self._tx.execute(_BACKED, given)}
 
     async def unrevoked(self, users: Iterable[str]) -> list[tuple[str, str]]:
         """(user, key id) of every key of these users that was not revoked, expired or not."""

@@ -6,8 +6,10 @@ what is asked about and not on the size of the tenant. Being one statement, it s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum
 from functools import cache
 from typing import Any
@@ -23,6 +25,7 @@ from sqlalchemy import (
     Text,
     bindparam,
     cast,
+    func,
     literal,
     null,
     select,
@@ -58,12 +61,26 @@ class Wanted(Enum):
 class Policy:
     """The part of a tenant's policy that a question is about, at one state.
 
-    ``memberships`` has an entry for each user that holds anything (only when read from users).
+    ``memberships`` has an entry for each user that holds anything, ``key_ends`` one for each who
+    has an API key that was not revoked: when the last of them ends, or None for never (both only
+    when read from users). ``strict_users``: users without a key in force may do nothing.
     """
 
     stamp: Stamp
     memberships: Mapping[str, Sequence[Membership]]
     graph: RoleGraph
+    strict_users: bool = False
+    key_ends: Mapping[str, datetime | None] = field(default_factory=dict)
+
+    def refuses(self, user: str, now: datetime) -> bool:
+        """Whether this user may do nothing, for want of an API key."""
+        return self.strict_users and not has_key(self.key_ends, user, now)
+
+
+def has_key(key_ends: Mapping[str, datetime | None], user: str, now: datetime) -> bool:
+    """Whether a user's last API key has yet to end."""
+    end = key_ends.get(user, now)
+    return end is None or now < end
 
 
 NOTHING = Policy(EMPTY, {}, RoleGraph())
@@ -94,8 +111,12 @@ def _tagged(kind: str, **columns: Any) -> Select[Any]:
 
 
 def _head_part() -> Select[Any]:
-    head = models.tenant_head
-    return _tagged("head", id=head.c.revision, head=head.c.head).where(head.c.tenant_id == _tenant)
+    head, tenant = models.tenant_head, models.tenant
+    return (
+        _tagged("head", id=head.c.revision, head=head.c.head, text=cast(tenant.c.settings, Text))
+        .join(tenant, tenant.c.id == head.c.tenant_id)
+        .where(head.c.tenant_id == _tenant)
+    )
 
 
 def _members_part() -> Select[Any]:
@@ -108,6 +129,23 @@ def _members_part() -> Select[Any]:
         not_before=member.c.not_before,
         expires_at=member.c.expires_at,
     ).where(member.c.tenant_id == _tenant, one_of(member.c.user_id, _names))
+
+
+def _keys_part() -> Select[Any]:
+    """For each user the last end of a key, and how many keys have none."""
+    key = models.api_key
+    return (
+        _tagged(
+            "key",
+            text=key.c.user_id,
+            id=func.count() - func.count(key.c.expires_at),
+            expires_at=func.max(key.c.expires_at),
+        )
+        .where(
+            key.c.tenant_id == _tenant, one_of(key.c.user_id, _names), key.c.revoked_at.is_(None)
+        )
+        .group_by(key.c.user_id)
+    )
 
 
 @cache
@@ -157,7 +195,7 @@ def _statement(start: Start, wanted: Wanted) -> CompoundSelect[Any]:
         grants,
     ]
     if start is Start.USERS:
-        parts.append(_members_part())
+        parts += [_members_part(), _keys_part()]
     return union_all(*parts)
 
 
@@ -172,7 +210,7 @@ class Load(Enum):
 @cache
 def _load_statement(roles: Load) -> CompoundSelect[Any]:
     role, edge, grant = models.role, models.role_parent, models.role_permission
-    parts = [_head_part(), _members_part()]
+    parts = [_head_part(), _members_part(), _keys_part()]
     if roles is not Load.NONE:
         part_roles = _tagged("role", id=role.c.id, text=role.c.name).where(
             role.c.tenant_id == _tenant
@@ -219,6 +257,8 @@ def _assemble(rows: Iterable[Row[Any]]) -> Policy:
     parents: dict[int, list[int]] = {}
     grants: dict[int, list[str]] = {}
     memberships: dict[str, list[Membership]] = {}
+    key_ends: dict[str, datetime | None] = {}
+    strict_users = False
     for row in rows:
         kind, text, role_id, other_id, scope, not_before, expires_at, head = tuple(row)
         if kind == "grant":
@@ -231,8 +271,11 @@ def _assemble(rows: Iterable[Row[Any]]) -> Policy:
             names[role_id] = text
         elif kind == "edge":
             parents.setdefault(role_id, []).append(other_id)
+        elif kind == "key":
+            key_ends[text] = None if role_id else expires_at
         else:
             stamp = Stamp(role_id, head)
+            strict_users = bool(json.loads(text).get("strict_users", False))
     graph = RoleGraph(
         RoleNode(
             role_id,
@@ -242,7 +285,7 @@ def _assemble(rows: Iterable[Row[Any]]) -> Policy:
         )
         for role_id, name in sorted(names.items())
     )
-    return Policy(stamp, memberships, graph)
+    return Policy(stamp, memberships, graph, strict_users, key_ends)
 
 
 def _parameters(

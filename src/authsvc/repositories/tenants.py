@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, bindparam, insert, select
+from sqlalchemy import Row, Select, bindparam, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from authsvc import models
@@ -92,3 +92,30 @@ class Tenants:
             )
         )
         return True
+
+
+class TenantSettings:
+    """What one tenant has chosen for itself."""
+
+    def __init__(self, transaction: Transaction, tenant_id: UUID) -> None:
+        self._tx = transaction
+        self._tenant = tenant_id
+
+    async def strict_users(self) -> bool:
+        """Whether users count only as long as they have an API key in force."""
+        return bool((await self._all()).get("strict_users", False))
+
+    async def set_strict_users(self, wanted: bool) -> None:
+        """Choose anew; what else is stored stays."""
+        table = models.tenant
+        await self._tx.execute(
+            update(table)
+            .where(table.c.id == self._tenant)
+            .values(settings={**await self._all(), "strict_users": wanted})
+        )
+
+    async def _all(self) -> dict[str, Any]:
+        found = await self._tx.execute(
+            select(models.tenant.c.settings).where(models.tenant.c.id == self._tenant)
+        )
+        return dict(found.scalar_one_or_none() or {})

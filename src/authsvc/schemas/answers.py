@@ -91,11 +91,16 @@ class Why(BaseModel):
         "membership_not_started",
         "membership_expired",
         "out_of_scope",
+        "user_not_key_backed",
     ] = Field(default="no_role_grants_it")
 
 
 class HasPermission(BaseModel):
     has_permission: bool
+    reason: Literal["user_not_key_backed"] = Field(
+        default="user_not_key_backed",
+        description="Only on a no that strict users are the reason of",
+    )
 
 
 class HasPermissionWhy(HasPermission):

@@ -34,7 +34,7 @@ from authsvc.repositories.heads import Heads
 from authsvc.repositories.keys import Keys
 from authsvc.repositories.memberships import Memberships
 from authsvc.repositories.roles import Roles
-from authsvc.repositories.tenants import Tenants
+from authsvc.repositories.tenants import Tenants, TenantSettings
 from authsvc.repositories.tokens import TokenFamilies
 from authsvc.services.authentication import caller_of
 
@@ -69,8 +69,8 @@ async def apply_changes(
 
     ``clock`` is read under the tenant's lock, so that events are as old as their order says.
     ``paths``: errors name the change (``changes.3.role``); off for a request that is one change.
-    Raises NotFound, RoleCycle, Unauthorized (the credential ended while the write waited) and
-    RegisteredMeanwhile.
+    Raises NotFound, RoleCycle, UserNotKeyBacked, Unauthorized (the credential ended while the write
+    waited) and RegisteredMeanwhile.
     """
     if caller.tenant_id is None:
         stamp, touched, first, now = EMPTY, Touched(), 3, clock()
@@ -78,7 +78,7 @@ async def apply_changes(
         stamp = await lock_tenant(tx, caller.tenant_id)
         now = clock()
         await recheck(tx, caller, stamp, now)
-        touched = await touched_by(tx, caller.tenant_id, changes)
+        touched = await touched_by(tx, caller.tenant_id, changes, now)
         first = stamp.revision + 1
     change_set = ChangeSet(touched, first, now)
     effects = [
@@ -217,7 +217,9 @@ def key_event(action: str, key: ClientKey) -> dict[str, Any]:
     }
 
 
-async def touched_by(tx: Transaction, tenant_id: UUID, changes: Sequence[Change]) -> Touched:
+async def touched_by(
+    tx: Transaction, tenant_id: UUID, changes: Sequence[Change], now: datetime
+) -> Touched:
     """The stored state these changes can touch, in a handful of statements however many."""
     roles_repository = Roles(tx, tenant_id)
     names = {change.role for change in changes} | {change.parent for change in changes}
@@ -237,6 +239,9 @@ async def touched_by(tx: Transaction, tenant_id: UUID, changes: Sequence[Change]
         touched.api_keys = await ApiKeys(tx, tenant_id).unrevoked(leaving)
     if moving and ids:
         touched.memberships += await memberships.of_users_in(moving, ids)
+    adding = {c.user for c in changes if c.op == "add_member"}
+    if adding and await TenantSettings(tx, tenant_id).strict_users():
+        touched.key_backed = await ApiKeys(tx, tenant_id).backed(adding, now)
     if "add_parent" in ops:
         touched.edges = set(await roles_repository.edges())
         ends = {end for edge in touched.edges for end in edge}

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from authsvc import decision
 from authsvc.database import Database
-from authsvc.decision_cache import Held, TenantState, all_allowed, allowed
+from authsvc.decision_cache import Held, KeyBacked, TenantState, all_allowed, allowed
 from authsvc.errors import Unavailable
 from authsvc.records import Caller, Membership, Stamp
 from authsvc.repositories.policy import NOTHING, Policy, Start, read_policy
@@ -36,6 +36,9 @@ class Answer:
     reason: decision.Reason | None = None
 
 
+_NOT_KEY_BACKED = Answer(False, reason="user_not_key_backed")
+
+
 async def _policy(
     database: Database, tenant_id: UUID | None, questions: Sequence[Question]
 ) -> Policy:
@@ -58,11 +61,11 @@ async def check_now(
     current: CurrentState, caller: Caller, questions: Sequence[Question], now: datetime
 ) -> tuple[list[bool], Stamp]:
     """The answers in order, from memory where it is true, all at the stamp that is returned."""
-    found = await _holdings(current, caller, questions)
+    found = await _holdings(current, caller, questions, now)
     if found is None:
         answers, stamp = await check(current.database, caller.tenant_id, questions, now)
         return answers, _not_older(stamp, caller)
-    state, graph, held = found
+    state, graph, held, _refused = found
     if len(questions) == 1:
         q = questions[0]
         return [allowed(held[q.user], graph, q.permission, q.scope, now)], state.stamp
@@ -73,6 +76,22 @@ async def check_now(
         mask = own.get("", 0) | own.get(q.scope, 0) if q.scope else own.get("", 0)
         answers.append(mask & graph.wanted(q.permission) != 0)
     return answers, state.stamp
+
+
+async def decide_now(
+    current: CurrentState, caller: Caller, q: Question, now: datetime
+) -> tuple[Answer, Stamp]:
+    """As ``check_now`` for one question, with the one reason that is told unasked: no API key."""
+    found = await _holdings(current, caller, [q], now)
+    if found is None:
+        policy = await _policy(current.database, caller.tenant_id, [q])
+        refused, is_allowed = policy.refuses(q.user, now), _allowed(policy, q, now)
+        stamp = _not_older(policy.stamp, caller)
+    else:
+        state, graph, held, those_refused = found
+        refused, stamp = q.user in those_refused, state.stamp
+        is_allowed = allowed(held[q.user], graph, q.permission, q.scope, now)
+    return Answer(is_allowed, reason="user_not_key_backed" if refused else None), stamp
 
 
 def _by_scope(held: Held, graph: RoleGraph, now: datetime) -> dict[str, int]:
@@ -90,13 +109,17 @@ async def explain_now(
     current: CurrentState, caller: Caller, questions: Sequence[Question], now: datetime
 ) -> tuple[list[Answer], Stamp]:
     """As ``check_now``, with reasons."""
-    found = await _holdings(current, caller, questions)
+    found = await _holdings(current, caller, questions, now)
     if found is None:
         reasons, stamp = await explain(current.database, caller.tenant_id, questions, now)
         return reasons, _not_older(stamp, caller)
-    state, graph, held = found
+    state, graph, held, refused = found
     memberships = {user: state.memberships_of(user, own) for user, own in held.items()}
-    return [_explain(memberships[q.user], graph, q, now) for q in questions], state.stamp
+    answers = [
+        _NOT_KEY_BACKED if q.user in refused else _explain(memberships[q.user], graph, q, now)
+        for q in questions
+    ]
+    return answers, state.stamp
 
 
 def _not_older(stamp: Stamp, caller: Caller) -> Stamp:
@@ -107,16 +130,29 @@ def _not_older(stamp: Stamp, caller: Caller) -> Stamp:
 
 
 async def _holdings(
-    current: CurrentState, caller: Caller, questions: Sequence[Question]
-) -> tuple[TenantState, RoleGraph, dict[str, Held]] | None:
-    """What the questions are about, remembered or loaded; None if it has to be read in one go."""
+    current: CurrentState, caller: Caller, questions: Sequence[Question], now: datetime
+) -> tuple[TenantState, RoleGraph, dict[str, Held], set[str]] | None:
+    """What the questions are about, remembered or loaded; None if it has to be read in one go.
+
+    The last are the users who may do nothing for want of an API key: they hold nothing here.
+    """
     if caller.tenant_id is None:
         return None
     users = {q.user for q in questions}
     found = await current.holdings(caller.tenant_id, users, caller.stamp)
     if found is None or found[0].graph is None:
         return None
-    return found[0], found[0].graph, found[1]
+    held: dict[str, Held] = {}
+    refused: set[str] = set()
+    for user, kept in found[1].items():
+        if not isinstance(kept, KeyBacked):
+            held[user] = kept
+        elif kept.refuses(now):
+            held[user] = ()
+            refused.add(user)
+        else:
+            held[user] = kept.held
+    return found[0], found[0].graph, held, refused
 
 
 async def check(
@@ -124,13 +160,14 @@ async def check(
 ) -> tuple[list[bool], Stamp]:
     """As ``check_now``, without any memory: one statement that follows the hierarchy itself."""
     policy = await _policy(database, tenant_id, questions)
-    answers = [
-        decision.allowed(
-            policy.memberships.get(q.user, ()), policy.graph, q.permission, q.scope, now
-        )
-        for q in questions
-    ]
-    return answers, policy.stamp
+    return [_allowed(policy, q, now) for q in questions], policy.stamp
+
+
+def _allowed(policy: Policy, q: Question, now: datetime) -> bool:
+    held = policy.memberships.get(q.user, ())
+    return not policy.refuses(q.user, now) and decision.allowed(
+        held, policy.graph, q.permission, q.scope, now
+    )
 
 
 async def explain(
@@ -139,7 +176,10 @@ async def explain(
     """As ``check``, with reasons."""
     policy = await _policy(database, tenant_id, questions)
     answers = [
-        _explain(policy.memberships.get(q.user, ()), policy.graph, q, now) for q in questions
+        _NOT_KEY_BACKED
+        if policy.refuses(q.user, now)
+        else _explain(policy.memberships.get(q.user, ()), policy.graph, q, now)
+        for q in questions
     ]
     return answers, policy.stamp
 

@@ -13,7 +13,7 @@ from authsvc.decision_cache import (
     MOST_EVENTS,
     Credential,
     DecisionCache,
-    Held,
+    Kept,
     Session,
     TenantState,
 )
@@ -157,7 +157,7 @@ class CurrentState:
         state = None if tenant_id is None else self._cache.state(tenant_id)
         return state if state is not None and state.stamp == stamp else None
 
-    def remembered(self, state: TenantState, user: str) -> Held | None:
+    def remembered(self, state: TenantState, user: str) -> Kept | None:
         """What a user holds in a state, if it is remembered."""
         return self._cache.held(state, user)
 
@@ -214,7 +214,7 @@ class CurrentState:
 
     async def holdings(
         self, tenant_id: UUID, users: Collection[str], since: Stamp
-    ) -> tuple[TenantState, dict[str, Held]] | None:
+    ) -> tuple[TenantState, dict[str, Kept]] | None:
         """A complete state and what these users hold in it, all at ``state.stamp``.
 
         ``since`` is a stamp that this request has had from the gate already: a state that is
@@ -234,7 +234,7 @@ class CurrentState:
                 return state, held
         return None
 
-    def _remembered(self, state: TenantState, users: Iterable[str]) -> dict[str, Held]:
+    def _remembered(self, state: TenantState, users: Iterable[str]) -> dict[str, Kept]:
         held = ((user, self._cache.held(state, user)) for user in users)
         return {user: found for user, found in held if found is not None}
 
@@ -267,6 +267,8 @@ class CurrentState:
         named = roles is Load.NAMED and state.graph is not None and state.dirty <= dirty
         if roles is Load.ALL or named:
             self._cache.install_roles(state, loaded.graph.nodes.values(), whole=roles is Load.ALL)
+        key_ends = loaded.key_ends if loaded.strict_users else None
         for user in users:
-            self._cache.install_user(state, user, loaded.memberships.get(user, ()))
+            held = loaded.memberships.get(user, ())
+            self._cache.install_user(state, user, held, key_ends)
         return loaded.stamp

@@ -55,12 +55,17 @@ class Questions:
     def _counting(self, memberships: Sequence[Membership]) -> list[Membership]:
         return decision.held(memberships, self._scope, self._now)
 
-    async def is_member(self, user: str, role: str) -> tuple[bool, Stamp]:
-        """Whether the user holds the role, directly or through a role that inherits it."""
+    async def is_member(self, user: str, role: str) -> tuple[bool, decision.Reason | None, Stamp]:
+        """Whether the user holds the role, directly or through a role that inherits it.
+
+        With it the one reason that is told unasked: no API key.
+        """
         held, policy = await self._of_user(user)
+        if policy.refuses(user, self._now):
+            return False, "user_not_key_backed", policy.stamp
         node = policy.graph.named(role)
         is_in = node is not None and any(node.id in policy.graph.reach(m.role_id) for m in held)
-        return is_in, policy.stamp
+        return is_in, None, policy.stamp
 
     async def user_permissions(self, user: str, page: Page) -> Listing[str]:
         """Every grant that reaches the user, each once, sorted; wildcards as they are."""

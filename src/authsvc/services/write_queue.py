@@ -161,7 +161,8 @@ async def write_together(
         except AuthsvcError as error:
             refused[wanted] = error
     admitted = [wanted.change for wanted in group if wanted not in refused]
-    change_set = ChangeSet(await touched_by(tx, tenant_id, admitted), before.revision + 1, now)
+    touched = await touched_by(tx, tenant_id, admitted, now)
+    change_set = ChangeSet(touched, before.revision + 1, now)
     payloads: list[dict[str, Any]] = []
     effects: dict[Wanted, tuple[Effect, int]] = {}
     for wanted in group:
