@@ -45,6 +45,7 @@ from authsvc.logs import configure_logs
 from authsvc.rate_budgets import budgets_of
 from authsvc.revision_gate import DEADLINE_SECONDS, Gate, PostgresGate, SqliteGate
 from authsvc.services.current_state import CurrentState
+from authsvc.services.key_use import KeyUse
 from authsvc.services.rate_limits import RateLimits
 from authsvc.services.tenants import provision_key
 from authsvc.services.tokens import Tokens
@@ -200,23 +201,27 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
     current = CurrentState(database, gate, DecisionCache(settings.cache_mb))
     keyring = open_keyring(settings)
     refresh_lifetime = timedelta(days=settings.jwt_refresh_token_expire_days)
+    uses = KeyUse(database)
     service = Service(
         settings,
         database,
         clock,
         current,
         WriteQueue(database, clock, current),
-        Tokens(database, current, keyring, clock, refresh_lifetime),
+        Tokens(database, current, keyring, clock, refresh_lifetime, uses),
         open_rate_limits(settings, clock),
+        uses,
     )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await migrations.require_head(database)
         await service.limits.start()
+        uses.start()
         try:
             yield
         finally:
+            await uses.stop()
             await service.limits.stop()
             await gate.stop()
             await database.dispose()
@@ -252,6 +257,7 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
             current,
             service.tokens,
             service.limits,
+            uses,
             headers=header_sets(settings.xss_protection_header).data
             + (() if cors is None else cors.always),
             request_id_of=request_id_of,

@@ -11,6 +11,7 @@ from authsvc.api.dependencies import (
     CheckCaller,
     PageDep,
     ReadCaller,
+    Service,
     ServiceDep,
     WriteCaller,
     admit,
@@ -19,7 +20,7 @@ from authsvc.api.documented import BODIES, WRITES, documented
 from authsvc.api.envelope import Envelope, answer, timestamp
 from authsvc.api.minting import IdempotencyKey, minted, minting_request
 from authsvc.api.route import contract_route
-from authsvc.records import ApiKey
+from authsvc.records import ApiKey, Caller
 from authsvc.schemas import api_keys as schemas
 from authsvc.schemas.names import KeyId, UserName
 from authsvc.services import api_keys
@@ -87,6 +88,11 @@ def _told(found: Validated) -> dict[str, Any]:
         "label": key.label,
         "expires_at": _moment(key.expires_at),
     }
+
+
+def _note_use(service: Service, caller: Caller, found: Validated, now: datetime) -> None:
+    if found.key is not None and caller.tenant_id is not None:
+        service.uses.api_key(found.key.id, caller.tenant_id, now)
 
 
 @router.post(
@@ -187,6 +193,7 @@ async def validate(
     caller = await service.authenticated(request)
     now = caller.at or service.clock()
     found = await api_keys.validate(service.current, caller.tenant_id, body.api_key, now)
+    _note_use(service, caller, found, now)
     return answer(_told(found), "Answered", found.stamp.revision, now)
 
 
@@ -206,5 +213,6 @@ async def check_permission(
     found, allowed = await api_keys.check_permission(
         service.current, caller, body.api_key, body.permission, now
     )
+    _note_use(service, caller, found, now)
     data = _told(found) | {"has_permission": allowed}
     return answer(data, "Answered", found.stamp.revision, now)

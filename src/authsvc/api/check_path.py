@@ -24,6 +24,7 @@ from authsvc.errors import AuthsvcError
 from authsvc.keyring import Token
 from authsvc.services.authentication import may_check, presented, token_may_check
 from authsvc.services.current_state import CurrentState
+from authsvc.services.key_use import KeyUse
 from authsvc.services.rate_limits import RateLimits
 from authsvc.services.tokens import Tokens
 
@@ -56,6 +57,7 @@ class CheckPath:
         current: CurrentState,
         tokens: Tokens,
         limits: RateLimits,
+        uses: KeyUse,
         *,
         headers: Pairs,
         request_id_of: Callable[[bytes | None], str],
@@ -66,6 +68,7 @@ class CheckPath:
         self._current = current
         self._tokens = tokens
         self._limits = limits
+        self._uses = uses
         self._headers = headers
         self._request_id_of = request_id_of
         self._hosts = frozenset(host.encode() for host in allowed_hosts)
@@ -123,7 +126,9 @@ class CheckPath:
                 if glance is None or not may_check(glance[1], glance[2]):
                     return None
                 state, credential, at = glance
-                tenant_id = credential.key.tenant_id
+                key = credential.key
+                tenant_id = key.tenant_id
+                self._uses.client_key(key.id, tenant_id, at)
             else:
                 seen = await self._with_token(authorization)
                 if seen is None:
@@ -167,6 +172,7 @@ class CheckPath:
         glance = await self._current.glance_at_session(token.tenant_id, token.family)
         if glance is None or not token_may_check(glance[1], token, glance[2]):
             return None
+        self._uses.client_key(token.key_id, token.tenant_id, glance[2])
         return glance[0], token.tenant_id, glance[2]
 
     async def _send(self, body: bytes, sent_id: bytes | None, send: Send) -> None:

@@ -25,6 +25,7 @@ from authsvc.services.authentication import (
 )
 from authsvc.services.changes import Outcome, RegisteredMeanwhile, apply_changes
 from authsvc.services.current_state import CurrentState
+from authsvc.services.key_use import KeyUse
 from authsvc.services.rate_limits import RateLimits
 from authsvc.services.tokens import Tokens
 from authsvc.services.write_queue import WriteQueue
@@ -44,6 +45,7 @@ class Service:
     writes: WriteQueue
     tokens: Tokens
     limits: RateLimits
+    uses: KeyUse
 
     async def authenticated(self, request: Request) -> Caller:
         """The caller behind a request's credential, as it is now.
@@ -55,9 +57,9 @@ class Service:
         if key is None:
             token = self.tokens.read(sent)
             session, stamp, now = await self.tokens.session(token)
-            return described(
-                replace(caller_with_token(session, token, stamp, now), at=now), request
-            )
+            caller = replace(caller_with_token(session, token, stamp, now), at=now)
+            self._note_use(caller)
+            return described(caller, request)
         digest = digest_of(key)
         credential, at = await self.current.credential(digest)
         caller = resolve(
@@ -66,7 +68,13 @@ class Service:
             at or self.clock(),
             registration_open=self.settings.registration_open,
         )
-        return described(replace(caller, at=at), request)
+        caller = replace(caller, at=at)
+        self._note_use(caller)
+        return described(caller, request)
+
+    def _note_use(self, caller: Caller) -> None:
+        if caller.tenant_id is not None and caller.key_id is not None:
+            self.uses.client_key(caller.key_id, caller.tenant_id, caller.at or self.clock())
 
     async def write(
         self,

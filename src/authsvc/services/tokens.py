@@ -28,6 +28,7 @@ from authsvc.repositories.tokens import TokenFamilies, find_session_by_handle
 from authsvc.services.authentication import caller_of, is_in_force
 from authsvc.services.changes import lock_tenant, origin, record
 from authsvc.services.current_state import CurrentState
+from authsvc.services.key_use import KeyUse
 
 Admit = Callable[[UUID], Awaitable[None]]
 _MOST_REMEMBERED = 10_000
@@ -57,6 +58,7 @@ class Tokens:
         keyring: Keyring,
         clock: Clock,
         refresh_lifetime: timedelta,
+        uses: KeyUse,
     ) -> None:
         """``refresh_lifetime``: of a family, from the first token to the last."""
         self.keyring = keyring
@@ -64,6 +66,7 @@ class Tokens:
         self._current = current
         self._clock = clock
         self._lifetime = refresh_lifetime
+        self._uses = uses
         self._verified: dict[bytes, Token] = {}
 
     def read(self, text: str) -> Token:
@@ -112,9 +115,12 @@ class Tokens:
             credential, at = await self._current.credential(digest)
             if credential is not None and at is not None:
                 try:
-                    return caller_of(credential, digest, at), at
+                    caller = caller_of(credential, digest, at)
                 except (Unauthorized, Forbidden):
                     pass
+                else:
+                    self._uses.client_key(credential.key.id, credential.key.tenant_id, at)
+                    return caller, at
         raise TokenRefused("invalid_client", "A client key that is in force is required")
 
     async def issue(self, caller: Caller, now: datetime, scope: str | None) -> Issued:
