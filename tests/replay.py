@@ -64,6 +64,7 @@ class Policy:
     """Families of tokens."""
     api_keys: dict[str, UserKey] = field(default_factory=dict)
     strict_users: bool = False
+    disabled: bool = False
 
     def id_of(self, role: str) -> int:
         """The id of the role that has this name now; KeyError if none has."""
@@ -152,6 +153,9 @@ def apply_event(policy: Policy, seq: int, at: datetime, event: dict[str, Any]) -
     match action, kind:
         case "create", "tenant":
             _must(seq == 1, event)
+        case "update", "tenant":
+            _must(details["disabled"] != policy.disabled, event)
+            policy.disabled = details["disabled"]
         case (("create" | "update"), "key"):
             _must((name in policy.keys) == (action == "update"), event)
             policy.keys[name] = Key(
@@ -293,8 +297,9 @@ async def stored_policy(tx: Transaction, tenant_id: UUID) -> Policy:
         if row.revoked_at is not None:
             policy.ended.add(row.id)
     tenant = models.tenant
-    chosen = await tx.execute(select(tenant.c.settings).where(tenant.c.id == tenant_id))
-    policy.strict_users = bool((chosen.scalar_one_or_none() or {}).get("strict_users"))
+    for row in await tx.execute(select(tenant).where(tenant.c.id == tenant_id)):
+        policy.strict_users = bool(row.settings.get("strict_users"))
+        policy.disabled = row.disabled_at is not None
     api_key = models.api_key
     for row in await tx.execute(select(api_key).where(api_key.c.tenant_id == tenant_id)):
         live = row.revoked_at is None
@@ -323,7 +328,16 @@ async def violations(tx: Transaction, tenant_id: UUID) -> list[str]:
     stored = await stored_policy(tx, tenant_id)
     wrong.extend(
         f"{part} in the tables are not what the events lead to"
-        for part in ("roles", "grants", "edges", "memberships", "keys", "api_keys", "strict_users")
+        for part in (
+            "roles",
+            "grants",
+            "edges",
+            "memberships",
+            "keys",
+            "api_keys",
+            "strict_users",
+            "disabled",
+        )
         if getattr(stored, part) != getattr(expected, part)
     )
     # A family that would have ended by itself is forgotten.

@@ -10,23 +10,21 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
 from authsvc import __version__
-from authsvc.clock import system_clock
+from authsvc.commands.keys import keys
+from authsvc.commands.running import Json, warn, with_database
+from authsvc.commands.tenants import tenants
 from authsvc.credentials import new_client_key
 from authsvc.database import Database, refusals
-from authsvc.errors import AuthsvcError, InputError, SettingsError, StartError, Unavailable
+from authsvc.errors import AuthsvcError, StartError, Unavailable
 from authsvc.logs import configure_logs
-from authsvc.sanitizer import check_role
-from authsvc.services import tenants as tenant_service
 from authsvc.settings import Settings, SqliteFile, load_settings
-from authsvc.sqlite_file import ServingLock, prepare_file
-
-T = TypeVar("T")
+from authsvc.sqlite_file import ServingLock
 
 cli = typer.Typer(
     help="authsvc answers: may user X do Y?",
@@ -34,10 +32,9 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-tenants = typer.Typer(help="The client applications that ask.", no_args_is_help=True)
 cli.add_typer(tenants, name="tenants")
+cli.add_typer(keys, name="keys")
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 UNAVAILABLE = 69
 """Exit status when the database cannot be reached (sysexits.h, EX_UNAVAILABLE)."""
 _BACKLOG = 2048
@@ -70,45 +67,11 @@ def options(
     """Settings come from AUTH_* variables and .env; see .env.example."""
 
 
-def with_database(
-    work: Callable[[Database], Coroutine[Any, Any, T]], settings: Settings, *, made: bool = False
-) -> T:
-    """Run a command's work against the configured database, beside a server that may be running.
-
-    ``made``: make a SQLite file that is not there yet.
-    """
-    from authsvc.app import open_database
-
-    configure_logs(debug=settings.debug_mode)
-    target = settings.database
-    if isinstance(target, SqliteFile):
-        if not made and not target.path.exists():
-            raise StartError(f"There is no database at {target.path}: run 'authsvc serve' first")
-        production = settings.environment == "production"
-        _warn(prepare_file(target.path, refuse_open_modes=production))
-
-    async def run() -> T:
-        database = open_database(settings, beside_server=True)
-        try:
-            with refusals():
-                return await work(database)
-        finally:
-            await database.dispose()
-
-    _warn(settings.warnings)
-    return asyncio.run(run())
-
-
 async def _prepare(settings: Settings) -> Sequence[str]:
     from authsvc.app import prepare
 
     with refusals():
         return await prepare(settings)
-
-
-def _warn(warnings: Iterable[str]) -> None:
-    for warning in warnings:
-        typer.echo(f"authsvc: warning: {warning}", err=True)
 
 
 @cli.command()
@@ -124,7 +87,7 @@ def serve() -> None:
     target = settings.database
     # Before anything looks at the file, which another process may be serving.
     lock = ServingLock(target.path) if isinstance(target, SqliteFile) else None
-    _warn(asyncio.run(_prepare(settings)))
+    warn(asyncio.run(_prepare(settings)))
     listener = _listen(settings)
     typer.echo(_greeting(settings), err=True)
     config = uvicorn.Config(
@@ -238,74 +201,6 @@ def migrate(
     typer.echo(f"The {label} {moved} schema {after}.")
     if grant_to is not None:
         typer.echo(f"Role {grant_to} may use its tables, also those of later versions.")
-
-
-@tenants.command("create")
-def create(
-    name: Annotated[str, typer.Argument(help="1 to 64 of A-Z a-z 0-9 _ - . :")],
-    as_json: Json = False,
-) -> None:
-    """Make a tenant and print its client key, once."""
-    settings = load_settings()
-    _require_name(name)
-    from authsvc import migrations
-
-    async def work(database: Database) -> tenant_service.NewTenant:
-        await migrations.require_head(database)
-        return await database.write(
-            name,
-            lambda tx: tenant_service.create_tenant(
-                tx, name, system_clock(), actor="command", label="first key"
-            ),
-        )
-
-    made = with_database(work, settings)
-    if as_json:
-        shown = {"tenant": str(made.id), "name": name, "key_id": made.key_id, "key": made.key}
-        typer.echo(json.dumps(shown))
-        return
-    typer.echo(f"Tenant '{name}' is made. Its client key, shown this once:\n\n    {made.key}\n")
-    typer.echo("Send it as 'Authorization: Bearer <client key>'; keep it out of your sources.")
-
-
-def _require_name(name: str) -> None:
-    try:
-        check_role(name, "NAME")
-    except InputError:
-        raise SettingsError(f"{name!r} is not a tenant name: use A-Z a-z 0-9 _ - . :") from None
-
-
-@tenants.command("list")
-def list_(as_json: Json = False) -> None:
-    """Show all tenants with their revisions."""
-    settings = load_settings()
-    from authsvc import migrations
-
-    async def work(database: Database) -> list[dict[str, Any]]:
-        await migrations.require_head(database)
-        async with database.read() as tx:
-            found = await tenant_service.list_tenants(tx)
-        return [
-            {
-                "tenant": str(tenant.id),
-                "name": tenant.name,
-                "created_at": tenant.created_at.isoformat(),
-                "revision": revision,
-                "disabled": tenant.disabled_at is not None,
-            }
-            for tenant, revision in found
-        ]
-
-    found = with_database(work, settings)
-    if as_json:
-        typer.echo(json.dumps(found))
-    elif not found:
-        typer.echo("No tenants yet: authsvc tenants create NAME")
-    else:
-        width = max(len(row["name"]) for row in found)
-        typer.echo(f"{'NAME':{width}}  REVISION  MADE")
-        for row in found:
-            typer.echo(f"{row['name']:{width}}  {row['revision']:>8}  {row['created_at'][:19]}Z")
 
 
 if __name__ == "__main__":

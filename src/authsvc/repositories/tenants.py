@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, bindparam, insert, select, update
+from sqlalchemy import Row, Select, bindparam, delete, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from authsvc import models
@@ -75,6 +75,22 @@ class Tenants:
             (Tenant(row.id, row.name, row.created_at, row.disabled_at), row.revision)
             for row in found
         ]
+
+    async def set_disabled(self, tenant_id: UUID, at: datetime | None) -> None:
+        """Disable a tenant as of an instant, or enable it."""
+        table = models.tenant
+        await self._tx.execute(update(table).where(table.c.id == tenant_id).values(disabled_at=at))
+
+    async def erase_some(self, tenant_id: UUID, most: int) -> int:
+        """Delete at most so many rows of a tenant, those that refer to others first; how many."""
+        for table in reversed(models.metadata.sorted_tables):
+            own = table.c.id if table is models.tenant else table.c.tenant_id
+            key = list(table.primary_key.columns)
+            some = select(*key).where(own == tenant_id).limit(most)
+            deleted = await self._tx.execute(delete(table).where(tuple_(*key).in_(some)))
+            if deleted.rowcount:
+                return int(deleted.rowcount)
+        return 0
 
     async def add(self, tenant_id: UUID, name: str, at: datetime) -> bool:
         """Make a tenant in its empty state; False if another one has that name."""

@@ -204,29 +204,43 @@ async def revoke_key(
     Raises NotFound, and Conflict for the last key that can administer the tenant as long as it.
     """
     if caller.tenant_id is None:
-        raise _no_such_key()
+        raise no_such_key()
     stamp = await lock_tenant(tx, caller.tenant_id)
     now = clock()
     await recheck(tx, caller, stamp, now)
-    keys = Keys(tx, caller.tenant_id)
+    ended = await end_key(tx, caller.tenant_id, key_id, now)
+    if ended is None:
+        tx.abandon()
+        return False, stamp
+    by = origin(caller, caller.key_id)
+    return True, await record(tx, caller.tenant_id, stamp, [ended], by, now)
+
+
+async def end_key(
+    tx: Transaction, tenant_id: UUID, key_id: str, now: datetime, *, even_last: bool = False
+) -> dict[str, Any] | None:
+    """Revoke a key of a locked tenant; the event, or None if it had been revoked before.
+
+    Raises NotFound, and Conflict for the last key that can administer the tenant as long as it,
+    unless ``even_last``.
+    """
+    keys = Keys(tx, tenant_id)
     stored = await keys.all()
     wanted = next((key for key in stored if key.id == key_id), None)
     if wanted is None:
-        raise _no_such_key()
+        raise no_such_key()
     if wanted.revoked_at is not None:
-        tx.abandon()
-        return False, stamp
-    if _administers(wanted, now) and not any(
+        return None
+    is_last = _administers(wanted, now) and not any(
         other.id != key_id and _administers(other, now) and _outlasts(other, wanted)
         for other in stored
-    ):
+    )
+    if is_last and not even_last:
         raise Conflict(
             "This is the last key that can administer the tenant: rotate it, or make another first"
         )
     await keys.revoke(key_id, now)
-    by = origin(caller, caller.key_id)
-    stamp = await record(tx, caller.tenant_id, stamp, [key_event("delete", wanted)], by, now)
-    return True, stamp
+    return key_event("delete", wanted)
 
 
 def _administers(key: ClientKey, now: datetime) -> bool:
@@ -240,5 +254,6 @@ def _outlasts(other: ClientKey, key: ClientKey) -> bool:
     return key.expires_at is not None and other.expires_at >= key.expires_at
 
 
-def _no_such_key() -> NotFound:
+def no_such_key() -> NotFound:
+    """What is said of a key that is not there, or is another tenant's."""
     return NotFound("key_not_found", "There is no such key")

@@ -1,0 +1,1 @@
+"""The subcommands of ``authsvc`` that look after tenants and their keys."""
