@@ -17,7 +17,7 @@ from pathlib import Path
 TOP = Path(__file__).parents[1]
 LOCKS = {
     "run": [],
-    "dev": ["--extra", "test", "--extra", "dev"],
+    "dev": ["--extra", "test", "--extra", "dev", "--extra", "aws", "--extra", "vault"],
 }
 """Each lock's name, and what it holds beside the run-time dependencies."""
 

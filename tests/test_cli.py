@@ -377,6 +377,7 @@ def test_the_key_of_the_settings_is_added_replaced_and_refused_when_revoked(home
         assert one.ask("/api/roles", FIRST_KEY).status_code == 200
         assert one.ask("/api/roles", SECOND_KEY).status_code == 401
         assert "authsvc tenants create NAME" in one.printed
+        assert '"AUTH_CLIENT_KEY": "AUTH_CLIENT_KEY_FILE"' in one.printed
     assert key_end(home.database, FIRST_KEY) is None
 
     with home.serving(AUTH_CLIENT_KEY=SECOND_KEY, AUTH_CLIENT_REGISTRATION="closed") as other:

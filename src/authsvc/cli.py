@@ -13,6 +13,7 @@ import socket
 from collections.abc import Sequence
 from typing import Annotated
 
+import structlog
 import typer
 
 from authsvc import __version__
@@ -84,6 +85,8 @@ def serve() -> None:
     from authsvc.app import create_app
 
     configure_logs(debug=settings.debug_mode)
+    origins = {f"AUTH_{name.upper()}": origin for name, origin in settings.origins.items()}
+    structlog.get_logger("authsvc").info("secret_sources", **origins)
     target = settings.database
     # Before anything looks at the file, which another process may be serving.
     lock = ServingLock(target.path) if isinstance(target, SqliteFile) else None

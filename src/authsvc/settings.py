@@ -1,8 +1,9 @@
 """The settings: read once, checked whole, frozen, handed down.
 
 Every setting is called ``AUTH_`` and the field's name in capitals. Where it is looked for, the
-first that has it wins: the environment, a file named by ``AUTH_<SECRET>_FILE``, ``.env``, the
-default. An empty value means that it is not set.
+first that has it wins: the environment, a file named by ``AUTH_<SECRET>_FILE``, for secrets the
+stores (a folder, AWS Secrets Manager, Vault; ``docs/secrets.md``), ``.env``, the default. An empty
+value means that it is not set.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from authsvc.network_names import (
 from authsvc.postgresql_url import PostgreSQLTarget
 from authsvc.production import advice, refuse_in_production
 from authsvc.rate_budgets import BUDGETS, parse_rates
-from authsvc.settings_sources import PREFIX, read_sources
+from authsvc.settings_sources import ENV_FILE, PREFIX, read_sources
 from authsvc.settings_sources import variable as _env
 
 __all__ = ["Settings", "SqliteFile", "build_settings", "load_settings"]
@@ -105,6 +106,17 @@ class Settings(BaseSettings):
     postgresql_pgbouncer: bool = False
     postgresql_pool_size: int = Field(default=10, ge=1, le=500)
 
+    secrets_dir: Path | None = None
+    aws_secret_id: str | None = None
+    vault_addr: str | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")
+    vault_mount: str = "secret"
+    vault_path: str = "auth/config"
+    vault_token: SecretStr | None = None
+    vault_role_id: str | None = None
+    vault_secret_id: SecretStr | None = None
+    vault_namespace: str | None = None
+    vault_ca_file: Path | None = None
+
     client_key: SecretStr | None = None
     client_registration: Literal["open", "closed"] | None = None
 
@@ -157,6 +169,7 @@ class Settings(BaseSettings):
     _gate: PostgreSQLTarget | None = PrivateAttr(default=None)
     _token_keys: tuple[Key, ...] = PrivateAttr(default=())
     _warnings: tuple[str, ...] = PrivateAttr(default=())
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @classmethod
     def settings_customise_sources(
@@ -191,6 +204,11 @@ class Settings(BaseSettings):
         if self.client_registration is not None:
             return self.client_registration == "open"
         return isinstance(self._database, SqliteFile) and is_loopback(self.server_host)
+
+    @property
+    def origins(self) -> Mapping[str, str]:
+        """Where each secret that is set came from, by field name; never what it is."""
+        return self._origins
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -323,6 +341,9 @@ def load_settings(
         secrets=[name for name in Settings.model_fields if _is_secret(name)],
     )
     settings = build_settings(**found.values)
+    settings._origins = {
+        name: origin for name, origin in sorted(found.origins.items()) if _is_secret(name)
+    }
     production = settings.environment == "production"
     warnings = list(settings.warnings)
     if found.env_file_open:
@@ -330,7 +351,7 @@ def load_settings(
         if production:
             raise SettingsError(sentence)
         warnings.append(sentence)
-    kept = sorted(_env(name) for name in found.from_env_file if _is_secret(name))
+    kept = sorted(_env(name) for name in settings.origins if found.origins[name] == ENV_FILE)
     if production and kept:
         warnings.append(
             f"{', '.join(kept)}: stands in {env_file}; in production a secrets manager's file,"

@@ -1,4 +1,4 @@
-"""Where settings are looked for: the environment, files named by it, ``.env``. Knows no meaning.
+"""Where settings are looked for: the environment, files, stores, ``.env``. Knows no meaning.
 
 What is found is text by setting; ``settings.py`` says what it means. Nothing here changes the
 environment, and no sentence holds what was found: a secret may stand in the wrong variable.
@@ -16,8 +16,11 @@ from pathlib import Path
 from dotenv.parser import parse_stream
 
 from authsvc.errors import SettingsError
+from authsvc.secret_stores import FOLDER, file_of, read_stores
 
 PREFIX = "AUTH_"
+ENVIRONMENT = "the environment"
+ENV_FILE = ".env"
 
 # Set by test runs, and by Kubernetes for a Service that is called "auth".
 _IGNORED = ("AUTH_TEST_", "AUTH_SERVICE_", "AUTH_PORT")
@@ -29,14 +32,16 @@ _CLOSE = 0.8
 class Found:
     """What the sources gave.
 
-    ``values`` is by field name. ``from_env_file`` are the fields that ``.env`` decided,
-    ``unknown`` the variables of the environment that are no settings. ``env_file_open`` tells
-    whether other users of the machine may read or write ``.env``.
+    ``values`` is by field name, and ``origins`` says where each came from; ``files`` are those
+    that secrets were read from, by field name. ``unknown`` are the variables of the environment
+    that are no settings. ``env_file_open`` tells whether other users of the machine may read or
+    write ``.env``.
     """
 
     values: Mapping[str, str] = field(repr=False)
     unknown: tuple[str, ...]
-    from_env_file: frozenset[str]
+    origins: Mapping[str, str]
+    files: Mapping[str, Path]
     env_file_open: bool
 
 
@@ -52,32 +57,47 @@ def read_sources(
     names: Collection[str],
     secrets: Collection[str],
 ) -> Found:
-    """Collect the settings called ``names``; ``secrets`` may also be named as ``*_FILE``.
+    """Collect the settings called ``names``; ``secrets`` may also be in files and in stores.
 
-    ``env`` goes before ``env_file``, which need not exist. Raises SettingsError for a variable
-    that looks like a misspelt setting, for any unknown one in ``env_file``, and for what cannot
-    be read.
+    The first that has a setting wins: ``env``, a file that ``env`` names, the stores, and last
+    ``env_file``, which need not exist. Raises SettingsError for a variable that looks like a
+    misspelt setting, for any unknown one in ``env_file``, and for what cannot be read.
     """
     known = _Known(names, secrets)
     given, unknown = known.sort(env)
     for name in unknown:
         if near := known.nearest(name, _CLOSE):
             raise SettingsError(f"{name}: there is no such setting; is {near} meant?")
-    values = known.values(given)
+    from_env = known.values(given)
+    written: dict[str, str] = {}
     from_file: dict[str, str] = {}
     env_file_open = False
     if env_file is not None and env_file.is_file():
         env_file_open = bool(stat.S_IMODE(env_file.stat().st_mode) & 0o077)
-        given_in_file, unknown_in_file = known.sort(_parsed(env_file))
+        written, unknown_in_file = known.sort(_parsed(env_file))
         for name in unknown_in_file:
             near = known.nearest(name, 0.6)
             advice = f"is {near} meant?" if near else "remove it"
             raise SettingsError(f"{name} in {env_file}: there is no such setting; {advice}")
-        from_file = known.values(given_in_file, decided=values)
+        from_file = known.values(written, decided=from_env)
+    stored, stores = read_stores(from_env, from_file, secrets)
+    origins = (
+        known.origins(written, from_file, ENV_FILE)
+        | stores
+        | known.origins(given, from_env, ENVIRONMENT)
+    )
+    named = known.files(written) | known.files(given)
+    folder = Path((from_file | from_env).get("secrets_dir", ""))
+    files = {
+        name: file_of(folder, name) if origin == FOLDER else named[name]
+        for name, origin in origins.items()
+        if origin in (FOLDER, known.file_variable(name))
+    }
     return Found(
-        values=values | from_file,
+        values=from_file | stored | from_env,
         unknown=tuple(sorted(unknown)),
-        from_env_file=frozenset(from_file),
+        origins=origins,
+        files=files,
         env_file_open=env_file_open,
     )
 
@@ -87,7 +107,7 @@ class _Known:
 
     def __init__(self, names: Collection[str], secrets: Collection[str]) -> None:
         self._fields = {variable(name): name for name in names}
-        self._files = {f"{variable(name)}_FILE": name for name in secrets}
+        self._files = {self.file_variable(name): name for name in secrets}
 
     def sort(self, given: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
         """The known variables that are not empty, in capitals; and the names of unknown ones."""
@@ -115,6 +135,22 @@ class _Known:
             if setting not in decided:
                 values[setting] = _read_secret(name, given[name])
         return {name: value for name, value in values.items() if name not in decided}
+
+    @staticmethod
+    def file_variable(name: str) -> str:
+        """The variable that names the file of a secret setting."""
+        return f"{variable(name)}_FILE"
+
+    def origins(
+        self, given: Mapping[str, str], values: Collection[str], source: str
+    ) -> dict[str, str]:
+        """Where a source's ``values`` came from: itself, or the file that it named."""
+        in_files = self.files(given)
+        return {name: self.file_variable(name) if name in in_files else source for name in values}
+
+    def files(self, given: Mapping[str, str]) -> dict[str, Path]:
+        """The files that are named by ``*_FILE``, by the setting they hold."""
+        return {self._files[name]: Path(given[name]) for name in given.keys() & self._files.keys()}
 
     def nearest(self, name: str, likeness: float) -> str | None:
         """The known variable that ``name`` resembles most, if it does at least so much."""
