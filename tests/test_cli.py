@@ -36,7 +36,8 @@ COMMAND = str(Path(sys.executable).with_name("authsvc"))
 FIRST_KEY = "8f14e45f-ceea-467f-a0e6-3d5b1f2c7a01"
 SECOND_KEY = "c9f0f895-fb98-4b91-92f5-0c6d8e4a1b02"
 PASSWORD = "S3cret/of:the@database%"
-SECRETS = (FIRST_KEY, SECOND_KEY, PASSWORD)
+STRONG = "Qk3v8sYc2mJx0pWd7hTz5nRb1fLg9aEu4oKi6yCq"
+SECRETS = (FIRST_KEY, SECOND_KEY, PASSWORD, STRONG)
 
 # Every test here waits for several processes to start.
 pytestmark = pytest.mark.timeout(400)
@@ -307,7 +308,7 @@ def test_a_second_server_on_one_file_is_refused(served: tuple[Home, Serving]) ->
 def test_an_open_database_file_is_closed_with_a_warning(home: Home) -> None:
     home.database.touch(mode=0o644)
     home.database.chmod(0o644)
-    done = home.run("serve", AUTH_ENVIRONMENT="production", AUTH_JWT_SECRET_KEY="x" * 40)
+    done = home.run("serve", AUTH_ENVIRONMENT="production", AUTH_JWT_SECRET_KEY=STRONG)
     assert done.status == 3
     assert f"chmod 600 {home.database}" in done.sentence
     with home.serving() as server:

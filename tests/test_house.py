@@ -19,6 +19,7 @@ SETTINGS = {
 PURE = {
     "audit_chain", "change_set", "clock", "credentials", "cursor", "decision", "decision_cache",
     "keyring", "network_names", "postgresql_url", "rate_budgets", "role_graph",
+    "secret_strength",
 }  # fmt: skip
 STORAGE = {"column_types", "database", "models"}
 BESIDE = {"migrations", "revision_gate", "shared_counts", "sqlite_file", "token_secret"}
@@ -38,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
         "network_names",
         "postgresql_url",
         "rate_budgets",
+        "secret_strength",
     }
     | SETTINGS,
     "pure": BASE | PURE,

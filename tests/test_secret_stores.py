@@ -73,9 +73,9 @@ def secret(env: dict[str, str], env_file: str = "") -> tuple[str | None, str | N
     """The JWT secret that these sources give, and where it is said to come from."""
     settings = load(env, env_file)
     found = settings.jwt_secret_key
-    assert "planted" not in repr(settings) + " ".join(settings.origins.values())
+    assert "planted" not in repr(settings) + " ".join(settings.provenance.origins.values())
     value = None if found is None else found.get_secret_value()
-    return value, settings.origins.get("jwt_secret_key")
+    return value, settings.provenance.origins.get("jwt_secret_key")
 
 
 def refusal(env: dict[str, str], env_file: str = "") -> str:
@@ -144,7 +144,7 @@ def test_names_in_the_folder(setting: str, name: str) -> None:
     env = folder(**{name: PLANTED.format("x") + "\r\n", "of-another-program": ""})
     settings = load(env | {"AUTH_POSTGRESQL_URL": LOCAL_URL})
     assert getattr(settings, setting).get_secret_value() == PLANTED.format("x")
-    assert settings.origins == {
+    assert settings.provenance.origins == {
         setting: "AUTH_SECRETS_DIR",
         "postgresql_url": "the environment",
     }

@@ -85,7 +85,8 @@ def serve() -> None:
     from authsvc.app import create_app
 
     configure_logs(debug=settings.debug_mode)
-    origins = {f"AUTH_{name.upper()}": origin for name, origin in settings.origins.items()}
+    places = settings.provenance.origins
+    origins = {f"AUTH_{name.upper()}": origin for name, origin in places.items()}
     structlog.get_logger("authsvc").info("secret_sources", **origins)
     target = settings.database
     # Before anything looks at the file, which another process may be serving.

@@ -48,9 +48,9 @@ from authsvc.network_names import (
     is_host_name,
 )
 from authsvc.postgresql_url import PostgreSQLTarget
-from authsvc.production import advice, refuse_in_production
-from authsvc.rate_budgets import BUDGETS, parse_rates
-from authsvc.settings_sources import ENV_FILE, PREFIX, read_sources
+from authsvc.production import refuse
+from authsvc.rate_budgets import BUDGETS, OFF, parse_rates
+from authsvc.settings_sources import PREFIX, Provenance, read_sources
 from authsvc.settings_sources import variable as _env
 
 __all__ = ["Settings", "SqliteFile", "build_settings", "load_settings"]
@@ -169,7 +169,7 @@ class Settings(BaseSettings):
     _gate: PostgreSQLTarget | None = PrivateAttr(default=None)
     _token_keys: tuple[Key, ...] = PrivateAttr(default=())
     _warnings: tuple[str, ...] = PrivateAttr(default=())
-    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+    _provenance: Provenance = PrivateAttr(default_factory=Provenance)
 
     @classmethod
     def settings_customise_sources(
@@ -206,9 +206,16 @@ class Settings(BaseSettings):
         return isinstance(self._database, SqliteFile) and is_loopback(self.server_host)
 
     @property
-    def origins(self) -> Mapping[str, str]:
+    def provenance(self) -> Provenance:
         """Where each secret that is set came from, by field name; never what it is."""
-        return self._origins
+        return self._provenance
+
+    @classmethod
+    def secret_names(cls) -> list[str]:
+        """The settings whose values are never shown."""
+        return [
+            name for name, field in cls.model_fields.items() if "SecretStr" in str(field.annotation)
+        ]
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -308,12 +315,10 @@ class Settings(BaseSettings):
                 " such as https://app.example.com"
             )
         self._token_keys = read_keys(self)
-        if self.environment == "production":
-            refuse_in_production(self)
-        self._warnings = (*self._without_effect(), *advice(self))
+        self._warnings = tuple(self._advice())
         return self
 
-    def _without_effect(self) -> Iterator[str]:
+    def _advice(self) -> Iterator[str]:
         idle = [
             _env(name)
             for name, unbuilt in _UNBUILT.items()
@@ -321,42 +326,48 @@ class Settings(BaseSettings):
         ]
         if idle:
             yield f"{', '.join(idle)}: without effect in this version"
-
-
-def _is_secret(field: str) -> bool:
-    return "SecretStr" in str(Settings.model_fields[field].annotation)
+        if self.cors_origins and not self.allow_cors:
+            yield "AUTH_CORS_ORIGINS: without effect, because AUTH_ALLOW_CORS is false"
+        alone = self.workers > 1 and self.rate_limit_storage_url is None
+        if alone and self.rate_limit_profile != OFF:
+            yield (
+                "AUTH_RATE_LIMIT_STORAGE_URL: not set, so each of several workers counts alone and"
+                " lets through its share of every limit; name a Redis"
+            )
+        if isinstance(self._database, SqliteFile):
+            idle = [
+                _env(name)
+                for name in type(self).model_fields
+                if name.startswith("postgresql_") and name in self.model_fields_set
+            ]
+            if idle:
+                yield f"{', '.join(idle)}: without effect, because the database is a SQLite file"
 
 
 def load_settings(
-    env: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")
+    env: Mapping[str, str] | None = None,
+    env_file: Path | None = Path(".env"),
+    *,
+    refuse_weak: bool = True,
 ) -> Settings:
     """The settings of this process: ``env`` (default: the environment) over ``env_file``.
 
+    ``refuse_weak`` False: take also what production refuses, to be looked at and not served.
     Raises SettingsError, which names settings and never shows a secret.
     """
     found = read_sources(
         os.environ if env is None else env,
         env_file,
         names=Settings.model_fields,
-        secrets=[name for name in Settings.model_fields if _is_secret(name)],
+        secrets=Settings.secret_names(),
     )
-    settings = build_settings(**found.values)
-    settings._origins = {
-        name: origin for name, origin in sorted(found.origins.items()) if _is_secret(name)
-    }
-    production = settings.environment == "production"
+    settings = _parsed(found.values)
+    settings._provenance = found.provenance
+    if refuse_weak:
+        _judge(settings)
     warnings = list(settings.warnings)
-    if found.env_file_open:
-        sentence = f"{env_file}: other users of this machine have access to it; chmod 600 it"
-        if production:
-            raise SettingsError(sentence)
-        warnings.append(sentence)
-    kept = sorted(_env(name) for name in settings.origins if found.origins[name] == ENV_FILE)
-    if production and kept:
-        warnings.append(
-            f"{', '.join(kept)}: stands in {env_file}; in production a secrets manager's file,"
-            " named by the same variable with _FILE at its end, keeps a secret better"
-        )
+    if found.provenance.open_env_file is not None and settings.environment != "production":
+        warnings.append(f"{env_file}: other users of this machine have access to it; chmod 600 it")
     if found.unknown:
         warnings.append(f"{', '.join(found.unknown)}: no such settings; see .env.example")
     settings._warnings = tuple(warnings)
@@ -365,6 +376,17 @@ def load_settings(
 
 def build_settings(**values: Any) -> Settings:
     """Settings from values by field name alone. Raises SettingsError for what cannot be used."""
+    settings = _parsed(values)
+    _judge(settings)
+    return settings
+
+
+def _judge(settings: Settings) -> None:
+    if settings.environment == "production":
+        settings._warnings = (*settings.warnings, *refuse(settings))
+
+
+def _parsed(values: Mapping[str, Any]) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as error:

@@ -29,20 +29,27 @@ _CLOSE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What the sources gave.
+class Provenance:
+    """Where secrets came from, by field name, and the ``files`` among these places.
 
-    ``values`` is by field name, and ``origins`` says where each came from; ``files`` are those
-    that secrets were read from, by field name. ``unknown`` are the variables of the environment
-    that are no settings. ``env_file_open`` tells whether other users of the machine may read or
-    write ``.env``.
+    ``open_env_file`` is ``.env`` if other users of the machine may read or write it.
+    """
+
+    origins: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    open_env_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the sources gave: ``values`` by field name.
+
+    ``unknown`` are the variables of the environment that are no settings.
     """
 
     values: Mapping[str, str] = field(repr=False)
     unknown: tuple[str, ...]
-    origins: Mapping[str, str]
-    files: Mapping[str, Path]
-    env_file_open: bool
+    provenance: Provenance
 
 
 def variable(name: str) -> str:
@@ -71,9 +78,10 @@ def read_sources(
     from_env = known.values(given)
     written: dict[str, str] = {}
     from_file: dict[str, str] = {}
-    env_file_open = False
+    open_env_file = None
     if env_file is not None and env_file.is_file():
-        env_file_open = bool(stat.S_IMODE(env_file.stat().st_mode) & 0o077)
+        if stat.S_IMODE(env_file.stat().st_mode) & 0o077:
+            open_env_file = env_file
         written, unknown_in_file = known.sort(_parsed(env_file))
         for name in unknown_in_file:
             near = known.nearest(name, 0.6)
@@ -81,11 +89,12 @@ def read_sources(
             raise SettingsError(f"{name} in {env_file}: there is no such setting; {advice}")
         from_file = known.values(written, decided=from_env)
     stored, stores = read_stores(from_env, from_file, secrets)
-    origins = (
+    every = (
         known.origins(written, from_file, ENV_FILE)
         | stores
         | known.origins(given, from_env, ENVIRONMENT)
     )
+    origins = {name: every[name] for name in sorted(every) if name in secrets}
     named = known.files(written) | known.files(given)
     folder = Path((from_file | from_env).get("secrets_dir", ""))
     files = {
@@ -96,9 +105,7 @@ def read_sources(
     return Found(
         values=from_file | stored | from_env,
         unknown=tuple(sorted(unknown)),
-        origins=origins,
-        files=files,
-        env_file_open=env_file_open,
+        provenance=Provenance(origins, files, open_env_file),
     )
 
 
