@@ -194,9 +194,14 @@ async def prepare(settings: Settings, *, clock: Clock = system_clock) -> Sequenc
     return warnings
 
 
-def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
-    """The service as an ASGI application. Its database must have been prepared (``prepare``)."""
-    database = open_database(settings)
+def create_app(
+    settings: Settings, *, clock: Clock = system_clock, beside_server: bool = False
+) -> FastAPI:
+    """The service as an ASGI application. Its database must have been prepared (``prepare``).
+
+    ``beside_server``: another process may be serving a SQLite file.
+    """
+    database = open_database(settings, beside_server=beside_server)
     gate = open_gate(settings, clock)
     current = CurrentState(database, gate, DecisionCache(settings.cache_mb))
     keyring = open_keyring(settings)

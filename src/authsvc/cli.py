@@ -17,6 +17,7 @@ import structlog
 import typer
 
 from authsvc import __version__
+from authsvc.commands import production
 from authsvc.commands.keys import keys
 from authsvc.commands.running import Json, warn, with_database
 from authsvc.commands.tenants import tenants
@@ -35,6 +36,7 @@ cli = typer.Typer(
 )
 cli.add_typer(tenants, name="tenants")
 cli.add_typer(keys, name="keys")
+production.add_to(cli)
 
 UNAVAILABLE = 69
 """Exit status when the database cannot be reached (sysexits.h, EX_UNAVAILABLE)."""

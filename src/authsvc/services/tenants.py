@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -22,6 +22,7 @@ DEFAULT_TENANT = "default"
 PROVISIONED = "AUTH_CLIENT_KEY"
 """Label of the keys that came from the settings."""
 _OVERLAP = timedelta(days=1)
+_LENT = "selftest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class NewTenant:
     id: UUID
     name: str
     key_id: str
-    key: str
+    key: str = field(repr=False)
 
 
 def _by(actor: str) -> dict[str, Any]:
@@ -64,6 +65,38 @@ async def create_tenant(
         raise Conflict("This client key is in use already: make another one")
     await record(tx, tenant_id, EMPTY, registration_events(name, stored), _by(actor), now)
     return NewTenant(tenant_id, name, stored.id, secret)
+
+
+async def lend_key(tx: Transaction, name: str, now: datetime, life: timedelta) -> NewTenant:
+    """A key that may do everything and ends by itself, in a tenant of that name, made if need be.
+
+    For tests of a running service: what they leave behind opens nothing.
+    """
+    tenant = await Tenants(tx).named(name)
+    tenant_id = uuid.uuid4() if tenant is None else tenant.id
+    secret = new_client_key()
+    stored = replace(_new_key(tenant_id, _LENT, now), expires_at=now + life)
+    if tenant is None:
+        if not await Tenants(tx).add(tenant_id, name, now):
+            raise Conflict(f"The tenant '{name}' was made by another at the same time: try again")
+        stamp, events = EMPTY, registration_events(name, stored)
+    else:
+        stamp, events = await lock_tenant(tx, tenant_id), [key_event("create", stored)]
+    if not await Keys(tx, tenant_id).add(stored, digest_of(secret)):
+        raise Conflict("This client key is in use already: try again")
+    await record(tx, tenant_id, stamp, events, _by(_LENT), now)
+    return NewTenant(tenant_id, name, stored.id, secret)
+
+
+async def end_lent_key(tx: Transaction, lent: NewTenant, now: datetime) -> None:
+    """End a key that ``lend_key`` made."""
+    stamp = await lock_tenant(tx, lent.id)
+    keys = Keys(tx, lent.id)
+    await keys.revoke(lent.key_id, now)
+    ended = [
+        replace(key, revoked_at=now) for key in await keys.labelled(_LENT) if key.id == lent.key_id
+    ]
+    await record(tx, lent.id, stamp, [key_event("delete", key) for key in ended], _by(_LENT), now)
 
 
 async def list_tenants(tx: Transaction) -> Sequence[tuple[Tenant, int]]:
