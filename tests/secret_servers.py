@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,13 +24,19 @@ class Store:
 
 
 @contextmanager
-def serving(store: Store, answer: type[BaseHTTPRequestHandler]) -> Iterator[Store]:
+def serving(
+    store: Store, answer: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None
+) -> Iterator[Store]:
     """Serve on a port of 127.0.0.1 for as long as the context lasts."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (answer,), {"store": store}))
     server.daemon_threads = True
+    # A caller that refuses the certificate is no news.
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    store.url = f"http://127.0.0.1:{server.server_port}"
+    store.url = f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
     try:
         yield store
     finally:

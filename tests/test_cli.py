@@ -241,7 +241,10 @@ def rows(database: Path, statement: str, *values: object) -> list[tuple[Any, ...
 
 
 def test_every_command_explains_itself(home: Home) -> None:
-    commands = ("", "serve", "migrate", "tenants", "tenants create", "tenants list")
+    commands = (
+        *("", "serve", "migrate", "tenants", "tenants create", "tenants list"),
+        *("init", "doctor", "selftest"),
+    )
     asked = home.run_all(*(f"{command} --help" for command in commands))
     for command, done in asked.items():
         assert (done.status, done.err) == (0, ""), command

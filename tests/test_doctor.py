@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
 import re
 import socket
@@ -17,21 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import text
 
 from authsvc import doctor
 from authsvc.app import create_app
+from authsvc.host_review import argument_checks
 from authsvc.http_probe import Answer, Ask, in_process
 from authsvc.production import ITEMS, Check
 from authsvc.repositories.server_rights import ServerRights
 from authsvc.settings import Settings, build_settings, load_settings
 from authsvc.tls_review import tls_checks
+from certificates import server_context
 from conftest import RUNTIME_PASSWORD, RUNTIME_ROLE, Storage
 from services import PostgresServer
-from test_cli import STRONG, Home
+from test_cli import STRONG, Home, command_lines, eventually
 
 EXAMPLE = Path(__file__).parents[1] / "docker" / "production.env.example"
 KEY = "0b9a2e8e-0d0e-4c57-9a6e-3f6c8a5b1c2d"
@@ -256,13 +253,14 @@ def test_rate_limits(profile: str, workers: int, store: str | None, verdict: str
     assert found.verdict == verdict
 
 
-def test_a_secret_in_the_arguments_of_a_process(tmp_path: Path) -> None:
-    settings = build_settings(jwt_secret_key=STRONG)
-    assert [check.verdict for check in doctor._arguments(settings)] == ["pass"]
+def test_a_secret_in_the_arguments_of_a_process() -> None:
+    secrets = {"AUTH_JWT_SECRET_KEY": STRONG}
+    assert [check.verdict for check in argument_checks(secrets)] == ["pass"]
     process = subprocess.Popen(["/bin/sh", "-c", "read x", STRONG], stdin=subprocess.PIPE)
     try:
-        time.sleep(0.2)
-        (found,) = doctor._arguments(settings)
+        # Until the child has become the shell, its arguments are those of this process.
+        eventually(lambda: STRONG in command_lines(process.pid), "the shell has begun")
+        (found,) = argument_checks(secrets)
         assert (found.verdict, found.item) == ("fail", 7)
         assert STRONG not in found.sentence
     finally:
@@ -330,6 +328,8 @@ def test_selftest_of_a_running_server(tmp_path: Path) -> None:
         done = home.run("selftest", "--url", server.url)
         assert (done.status, done.out.count("PASS")) == (0, 7), done
         assert home.json("selftest", "--url", server.url)["good"] is True
+        other = home.run("selftest", "--url", f"{server.url}/elsewhere")
+        assert (other.status, other.out.count("FAIL")) == (1, 7)
         assert [row["name"] for row in home.json("tenants", "list")] == list(doctor.LENT_TENANTS)
         url = server.url
     away = home.run("selftest", "--url", url)
@@ -344,35 +344,7 @@ def test_selftest_of_a_running_server(tmp_path: Path) -> None:
 @contextmanager
 def tls_server(folder: Path, days: float, *, highest: Any = None, name: str = "") -> Iterator[int]:
     """A port that shows a certificate of its own authority for 127.0.0.1."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    now = datetime.datetime.now(datetime.UTC)
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    named: x509.GeneralName = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    if name:
-        named = x509.DNSName(name)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=30))
-        .not_valid_after(now + datetime.timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName([named]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = folder / "certificate.pem"
-    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem, folder / "key.pem")
+    context = server_context(folder, days, name)
     if highest:
         context.maximum_version = highest
     listener = socket.create_server(("127.0.0.1", 0))

@@ -23,7 +23,8 @@ PURE = {
 }  # fmt: skip
 STORAGE = {"column_types", "database", "models"}
 BESIDE = {
-    "env_file", "http_probe", "migrations", "revision_gate", "selftest", "shared_counts",
+    "env_file", "host_review", "http_probe", "migrations", "revision_gate", "selftest",
+    "shared_counts",
     "sqlite_file", "tls_review", "token_secret",
 }  # fmt: skip
 """Infrastructure that only the composition roots put together (the gate: services too)."""

@@ -155,6 +155,20 @@ def test_origins(origins: tuple[str, ...], verdict: str) -> None:
             refuse(settings)
 
 
+@pytest.mark.parametrize(
+    ("address", "good"),
+    [
+        ("http://vault.example.com:8200", False),
+        ("http://127.0.0.1:8200", True),
+        ("http://localhost:8200", True),
+        ("https://vault.example.com", True),
+    ],
+)
+def test_secrets_over_the_network_need_tls(address: str, good: bool) -> None:
+    found = failed(production(vault_addr=address))
+    assert [check.evidence[:16] for check in found] == ["AUTH_VAULT_ADDR:"] * (not good)
+
+
 def test_good_settings_fail_nothing() -> None:
     settings = production(postgresql_url="postgresql://app@db.example.com/a?sslmode=verify-full")
     assert failed(settings) == []

@@ -14,6 +14,7 @@ from authsvc import secret_stores
 from authsvc.errors import SettingsError
 from authsvc.secret_stores import store_names
 from authsvc.settings import Settings, load_settings
+from certificates import server_context
 from secret_servers import NAMESPACE, ROLE, TOKEN, Aws, Store, Vault, serving
 
 PLANTED = "planted-{}-value-Qk3v8sYc2mJx0pWd7hTz5nRb1fLg9"
@@ -228,6 +229,17 @@ def test_a_vault_that_is_away_stops_the_start(vault: Store) -> None:
     with serving(Store(), Vault) as gone:
         env["AUTH_VAULT_ADDR"] = gone.url
     assert "does not answer (ConnectError)" in refusal(env)
+
+
+def test_a_vault_is_who_its_certificate_says(tmp_path: Path) -> None:
+    held = Store({"jwt_key": PLANTED.format("vault")})
+    with serving(held, Vault, server_context(tmp_path, 90)) as store:
+        authority = {"AUTH_VAULT_CA_FILE": str(tmp_path / "certificate.pem")}
+        assert secret(vault_settings(store, **authority))[1] == "Vault"
+        asked = len(held.asked)
+        assert "does not answer (ConnectError)" in refusal(vault_settings(store))
+        # Nothing was said to a server that is not known.
+        assert len(held.asked) == asked
 
 
 # --- AWS ---

@@ -87,9 +87,9 @@ def serve() -> None:
     from authsvc.app import create_app
 
     configure_logs(debug=settings.debug_mode)
-    places = settings.provenance.origins
-    origins = {f"AUTH_{name.upper()}": origin for name, origin in places.items()}
-    structlog.get_logger("authsvc").info("secret_sources", **origins)
+    if places := settings.provenance.origins:
+        origins = {f"AUTH_{name.upper()}": origin for name, origin in places.items()}
+        structlog.get_logger("authsvc").info("secret_sources", **origins)
     target = settings.database
     # Before anything looks at the file, which another process may be serving.
     lock = ServingLock(target.path) if isinstance(target, SqliteFile) else None

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import stat
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 
 from authsvc import migrations, selftest
 from authsvc.app import create_app, open_database
@@ -15,6 +13,7 @@ from authsvc.clock import system_clock
 from authsvc.database import Database, refusals
 from authsvc.database_choice import SqliteFile, mode_over_network
 from authsvc.errors import AuthsvcError
+from authsvc.host_review import argument_checks, database_file_checks
 from authsvc.http_probe import Ask, in_process, over_http
 from authsvc.production import Check, settings_checks
 from authsvc.repositories.server_rights import ServerRights, server_rights
@@ -53,7 +52,12 @@ async def examine(settings: Settings) -> list[Check]:
     found = list(settings_checks(settings))
     found += _unbuilt()
     found += tls_checks(settings.public_url, time.time())
-    found += _arguments(settings)
+    secrets = {
+        f"AUTH_{name.upper()}": value.get_secret_value()
+        for name in settings.secret_names()
+        if (value := getattr(settings, name)) is not None
+    }
+    found += argument_checks(secrets)
     found += _limits(settings)
     found += [check async for check in _database_checks(settings)]
     production = settings.environment == "production"
@@ -85,31 +89,6 @@ def _limits(settings: Settings) -> Iterator[Check]:
         yield Check(9, "pass", f"AUTH_RATE_LIMIT_PROFILE: {profile}, counted {shared}")
 
 
-def _arguments(settings: Settings) -> Iterator[Check]:
-    """Whether a secret stands in the arguments of any process, where all users can read it."""
-    secrets = {
-        name: value.get_secret_value().encode()
-        for name in settings.secret_names()
-        if (value := getattr(settings, name)) is not None
-    }
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            lines.append(path.read_bytes())
-        except OSError:
-            continue
-    shown = [
-        name
-        for name, value in secrets.items()
-        if len(value) >= 8 and any(value in line for line in lines)
-    ]
-    for name in shown:
-        evidence = f"AUTH_{name.upper()}: stands in the arguments of a process"
-        yield Check(7, "fail", evidence, "give it by a file, and make a new one")
-    if not shown and lines:
-        yield Check(7, "pass", "no secret stands in the arguments of any process")
-
-
 # --- What needs the database, and an application on it ---
 
 
@@ -120,7 +99,7 @@ async def _database_checks(settings: Settings) -> AsyncIterator[Check]:
         mend = "set AUTH_POSTGRESQL_URL"
         yield Check(3, "fail", "the database is a SQLite file, not PostgreSQL", mend)
         there = target.path.exists()
-        for check in _file_checks(target.path):
+        for check in database_file_checks(target.path):
             yield check
     probed = _probed(settings)
     ask = in_process(create_app(probed, beside_server=True), _host(settings))
@@ -138,21 +117,15 @@ async def _database_checks(settings: Settings) -> AsyncIterator[Check]:
                 rights = await server_rights(tx)
             for check in _rights(rights, encrypt=mode_over_network(target) is not None):
                 yield check
-        for check in await _audit(database):
-            yield check
-        yield await _flows(probed, database)
     except AuthsvcError as error:
         for item in (3, 6, 12):
             yield Check(item, "fail", f"the database: {error.message}")
+    else:
+        for check in await _audit(database):
+            yield check
+        yield await _flows(probed, database)
     finally:
         await database.dispose()
-
-
-def _file_checks(path: Path) -> Iterator[Check]:
-    beside = [Path(f"{path}{suffix}") for suffix in ("", "-wal", "-shm", "-journal")]
-    for file in beside:
-        if file.exists() and stat.S_IMODE(file.lstat().st_mode) & 0o077:
-            yield Check(3, "fail", f"{file}: others have access to it", "chmod 600 it", fatal=True)
 
 
 def _rights(rights: ServerRights, *, encrypt: bool) -> Iterator[Check]:
@@ -179,19 +152,21 @@ async def _audit(database: Database) -> Sequence[Check]:
     found = []
     try:
         await audit_review.try_to_write(database, system_clock())
+        found.append(Check(6, "pass", "an audit event was written and rolled back"))
     except AuthsvcError as error:
         found.append(Check(6, "fail", f"no audit event can be written: {error.message}"))
-    else:
-        found.append(Check(6, "pass", "an audit event was written and rolled back"))
-    seen = await audit_review.review(database)
+    try:
+        seen = await audit_review.review(database)
+    except AuthsvcError as error:
+        return [*found, Check(6, "fail", f"the audit trail cannot be read: {error.message}")]
     if seen.broken:
         names = ", ".join(seen.broken[:5])
         evidence = f"the audit trail of {len(seen.broken)} tenants is broken: {names}"
-        found.append(Check(6, "fail", evidence, "keep the database as it is, and look into it"))
-    else:
-        evidence = f"{seen.events} events of {seen.tenants} tenants verified"
-        found.append(Check(6, "pass", evidence))
-    return found
+        return [*found, Check(6, "fail", evidence, "keep the database as it is, and look into it")]
+    return [
+        *found,
+        Check(6, "pass", f"{seen.events} events of {seen.tenants} tenants verified"),
+    ]
 
 
 def _probed(settings: Settings) -> Settings:
@@ -227,8 +202,11 @@ async def _headers(ask: Ask) -> Check:
 
 async def _flows(settings: Settings, database: Database) -> Check:
     app = create_app(settings, beside_server=True)
-    async with app.router.lifespan_context(app):
-        steps = await run_selftest(in_process(app, _host(settings)), database)
+    try:
+        async with app.router.lifespan_context(app):
+            steps = await run_selftest(in_process(app, _host(settings)), database)
+    except AuthsvcError as error:
+        return Check(12, "fail", f"the flows could not be walked through: {error.message}")
     broken = [f"{step.name}: {step.seen}" for step in steps if not step.good]
     if broken:
         return Check(12, "fail", "; ".join(broken))

@@ -83,7 +83,10 @@ def in_process(app: App, host: str = "localhost") -> Ask:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        await asyncio.wait_for(app(scope, receive, send), SECONDS)
+        try:
+            await asyncio.wait_for(app(scope, receive, send), SECONDS)
+        except TimeoutError:
+            raise Unavailable(f"{method} {plain} was not answered in {SECONDS:.0f} s") from None
         found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
         text = b"".join(message.get("body", b"") for message in sent[1:])
         return Answer(sent[0]["status"], found, text)

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
-from authsvc.database_choice import SqliteFile, mode_over_network
+from authsvc.database_choice import SqliteFile, is_loopback, mode_over_network
 from authsvc.errors import SettingsError
 from authsvc.keyring import SHORTEST_SECRET, secrets_in
 from authsvc.secret_strength import estimated_bits, is_published
@@ -209,6 +210,10 @@ def _files(settings: Settings) -> Iterator[Check]:
             closed = False
             evidence = f"{variable(name)}: others have access to the file that holds it"
             yield _fatal(7, evidence, "chmod 600 it")
+    vault = urlsplit(settings.vault_addr or "")
+    if vault.scheme == "http" and not is_loopback(vault.hostname or ""):
+        closed = False
+        yield _fatal(7, "AUTH_VAULT_ADDR: sends secrets in the clear", "use https://")
     kept = [variable(name) for name, origin in places.origins.items() if origin == ENV_FILE]
     if kept:
         yield Check(

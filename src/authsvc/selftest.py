@@ -92,7 +92,8 @@ class _Flows:
     async def _check(self, credential: str, *, allowed: bool, what: str) -> None:
         path = f"/api/has_permission/{_USER}/{_PERMISSION}"
         answer = _expect(await self._ask("GET", path, credential), 200, what)
-        if answer.json["data"] != {"has_permission": allowed}:
+        found = answer.json
+        if not isinstance(found, dict) or found.get("data") != {"has_permission": allowed}:
             raise _Broken(f"{what} was not answered {str(allowed).lower()}")
 
     async def issue(self) -> None:
