@@ -40,6 +40,7 @@ class Key(NamedTuple):
     label: str
     scopes: tuple[str, ...]
     expires_at: datetime | None
+    live: bool = True
 
 
 class UserKey(NamedTuple):
@@ -161,6 +162,9 @@ def apply_event(policy: Policy, seq: int, at: datetime, event: dict[str, Any]) -
             policy.keys[name] = Key(
                 details["label"], tuple(details["scopes"]), _instant(details["expires_at"])
             )
+        case "delete", "key":
+            _must(policy.keys[name].live, event)
+            policy.keys[name] = policy.keys[name]._replace(live=False)
         case "update", "settings":
             _must(details["before"] == {"strict_users": policy.strict_users}, event)
             _must(details["strict_users"] != policy.strict_users, event)
@@ -291,7 +295,9 @@ async def stored_policy(tx: Transaction, tenant_id: UUID) -> Policy:
         place = (row.user_id, row.role_id, row.scope)
         policy.memberships[place] = Bounds(row.not_before, row.expires_at)
     for row in await tx.execute(select(key).where(key.c.tenant_id == tenant_id)):
-        policy.keys[row.id] = Key(row.label, tuple(row.scopes), row.expires_at)
+        policy.keys[row.id] = Key(
+            row.label, tuple(row.scopes), row.expires_at, row.revoked_at is None
+        )
     family = models.token_family
     for row in await tx.execute(select(family).where(family.c.tenant_id == tenant_id)):
         if row.revoked_at is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -242,9 +243,10 @@ def rows(database: Path, statement: str, *values: object) -> list[tuple[Any, ...
 
 def test_every_command_explains_itself(home: Home) -> None:
     commands = (
-        *("", "serve", "migrate", "tenants", "tenants create", "tenants list"),
-        *("init", "doctor", "selftest"),
-    )
+        "", "serve", "migrate", "tenants", "tenants create", "tenants list", "tenants disable",
+        "tenants enable", "tenants erase", "keys", "keys issue", "keys list", "keys revoke",
+        "keys rotate", "init", "doctor", "selftest",
+    )  # fmt: skip
     asked = home.run_all(*(f"{command} --help" for command in commands))
     for command, done in asked.items():
         assert (done.status, done.err) == (0, ""), command
@@ -594,3 +596,114 @@ def test_a_wrong_password_is_one_sentence(on_postgres: OnPostgres) -> None:
     done = on_postgres.home.run("serve", AUTH_POSTGRESQL_PASSWORD_FILE=str(wrong))
     assert done.status in (3, 69)
     assert done.sentence
+
+
+# The operator's commands beside a running server
+
+
+@pytest.fixture
+def beside(engine: str, request: pytest.FixtureRequest) -> Iterator[tuple[Home, Serving]]:
+    """A server that runs on either kind of database, and the home of the commands beside it."""
+    if engine == "sqlite":
+        found: tuple[Home, Serving] = request.getfixturevalue("served")
+        yield found
+    else:
+        home: Home = request.getfixturevalue("on_postgres").home
+        with home.serving() as server:
+            yield home, server
+
+
+def test_keys_are_looked_after_beside_a_running_server(beside: tuple[Home, Serving]) -> None:
+    home, server = beside
+    name = f"acme-{uuid.uuid4()}"
+    first = home.json("tenants", "create", name)
+
+    def status(key: str, path: str = "/api/keys", method: str = "GET") -> int:
+        return server.ask_until_known(path, key, method).status_code
+
+    assert status(first["key"]) == 200
+    issued = home.json("keys", "issue", "--tenant", name, "--label", "web", "--scope", "check")
+    assert status(issued["key"], "/api/has_permission/alice/deploy") == 200
+    assert status(issued["key"]) == 403
+    rotated = home.json("keys", "rotate", issued["key_id"], "--tenant", name, "--overlap", "0")
+    assert (rotated["label"], rotated["scopes"]) == ("web", ["check"])
+    assert status(issued["key"], "/api/has_permission/alice/deploy") == 401
+    assert status(rotated["key"], "/api/has_permission/alice/deploy") == 200
+    gone = home.json("keys", "revoke", rotated["key_id"], "--tenant", name)
+    assert gone == {"key_id": rotated["key_id"], "tenant": name, "revoked": True}
+    assert status(rotated["key"], "/api/has_permission/alice/deploy") == 401
+
+    text = home.run("keys", "issue", "--tenant", name, "--days", "30")
+    key = next(line.strip() for line in text.out.splitlines() if line.startswith("    "))
+    assert status(key) == 200
+    asked = home.run_all(
+        f"keys list --tenant {name}",
+        f"keys list --tenant {name} --json",
+        f"keys issue --tenant {name} --scope all",
+        f"keys revoke key_none --tenant {name}",
+        f"keys rotate {issued['key_id']} --tenant {name}",
+        "keys list --tenant nobody",
+    )
+    shown, listing, *refused = asked.values()
+    header, *lines = shown.out.splitlines()
+    assert header.split() == ["KEY_ID", "LABEL", "SCOPES", "MADE", "ENDS", "LAST", "USED", "STATE"]
+    assert [line.split()[-1] for line in lines] == ["active", "revoked", "revoked", "active"]
+    assert [row["label"] for row in json.loads(listing.out)] == ["first key", "web", "web", ""]
+    for secret in (first["key"], issued["key"], rotated["key"], key):
+        assert secret not in shown.out + listing.out
+    assert [done.status for done in refused] == [78, 1, 1, 1]
+    assert all(done.sentence for done in refused)
+
+    # The last key that can administer the tenant.
+    by_id = {row["key_id"]: row for row in json.loads(listing.out)}
+    [last] = [row["key_id"] for row in by_id.values() if row["expires_at"] and row["label"] == ""]
+    assert home.run("keys", "revoke", first["key_id"], "--tenant", name).status == 1
+    done = home.run("keys", "revoke", first["key_id"], "--tenant", name, "--even-last")
+    assert done.status == 0
+    assert "warning" in done.err
+    assert status(first["key"]) == 401
+    assert home.run("keys", "revoke", last, "--tenant", name).status == 1
+    assert status(key) == 200
+
+
+def test_tenants_are_disabled_and_erased_beside_a_running_server(
+    beside: tuple[Home, Serving],
+) -> None:
+    home, server = beside
+    name = f"acme-{uuid.uuid4()}"
+    key = home.json("tenants", "create", name)["key"]
+    other = home.json("tenants", "create", f"other-{uuid.uuid4()}")["key"]
+    for path in ("role/ops", "permission/ops/deploy", "membership/alice/ops"):
+        for one in (key, other):
+            assert server.ask_until_known(f"/api/{path}", one, "POST").status_code == 200
+
+    def asked(one: str = key) -> tuple[int, Any]:
+        answer = server.ask_until_known("/api/has_permission/alice/deploy", one)
+        body = answer.json()
+        return answer.status_code, body["error"] if "error" in body else body["data"]
+
+    may = (200, {"has_permission": True})
+    assert [asked() for _ in range(3)] == [may] * 3
+    changed = {"name": name, "disabled": True, "changed": True}
+    assert home.json("tenants", "disable", name) == changed
+    assert asked() == (403, "tenant_disabled")
+    assert home.json("tenants", "disable", name) == changed | {"changed": False}
+    assert re.search(rf"^{name} .* disabled$", home.run("tenants", "list").out, re.MULTILINE)
+    assert "enabled" in home.run("tenants", "enable", name).out
+    assert asked() == may
+
+    for confirmed in ((), ("--yes", "other")):
+        refused = home.run("tenants", "erase", name, *confirmed)
+        assert refused.status == 78
+        assert "--yes" in refused.sentence
+    assert asked() == may
+    erased = home.json("tenants", "erase", name, "--yes", name)
+    assert erased["rows"] >= 11
+    if "AUTH_CLIENT_KEY" in home.settings:
+        assert asked() == (401, "unauthorized")
+    else:
+        # With open registration what is not known is an empty tenant.
+        assert asked() == (200, {"has_permission": False})
+    assert asked(other) == may
+    assert name not in home.run("tenants", "list").out
+    assert home.run("tenants", "erase", name, "--yes", name).status == 1

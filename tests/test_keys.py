@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -90,6 +91,49 @@ async def test_the_last_admin_key_stays_also_when_two_revoke_each_other(api: Api
         second.send("DELETE", f"/api/keys/{first}"),
     )
     assert sorted(answer.status_code for answer in answers) == [200, 401]
+
+
+async def ends_of_the_last_two(api: Api, serve: Serve) -> list[int]:
+    """What two processes answer when each is told at once to end one of the last two admin keys."""
+    first = (await api.data("GET", "/api/keys"))[0]["key_id"]
+    made = await api.data("POST", "/api/keys", {})
+    await api.data("POST", "/api/keys", {"scopes": ["write"]})
+    async with serve() as elsewhere:
+        second = elsewhere.with_key(made["key"])
+        await second.data("GET", "/api/keys")
+        answers = await asyncio.gather(
+            api.send("DELETE", f"/api/keys/{first}"),
+            second.send("DELETE", f"/api/keys/{made['key_id']}"),
+        )
+    return sorted(answer.status_code for answer in answers)
+
+
+async def test_of_the_last_two_admin_keys_one_stays_whichever_process_is_asked(
+    api: Api, serve: Serve, owner: TenantAtWork
+) -> None:
+    assert await ends_of_the_last_two(api, serve) == [200, 409]
+    async with owner.database.read() as tx:
+        stored = await Keys(tx, owner.id).all()
+    alive = [key for key in stored if key.revoked_at is None and "admin" in key.scopes]
+    assert len(alive) == 1
+    assert await owner.violations() == []
+
+
+async def test_a_look_from_before_the_lock_is_noticed(
+    api: Api, serve: Serve, owner: TenantAtWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale: list[Any] = []
+    look = Keys.all
+
+    async def seen_earlier(self: Keys) -> Any:
+        found = await look(self)
+        admins = [key for key in found if "admin" in key.scopes]
+        if len(admins) == 2 and all(key.revoked_at is None for key in admins):
+            stale[:] = [found]
+        return stale[0] if stale else found
+
+    monkeypatch.setattr(Keys, "all", seen_earlier)
+    assert await ends_of_the_last_two(api, serve) == [200, 200]
 
 
 async def test_keys_of_others_do_not_exist(api: Api, new_tenant: NewTenant) -> None:

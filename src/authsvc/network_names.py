@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Sequence
 
 ANY = "*"
 
@@ -26,8 +25,8 @@ def is_host_name(text: str) -> bool:
     return _host(text) is not None
 
 
-def check_networks(entries: Sequence[str]) -> None:
-    """Each is an address or a network."""
+def check_networks(entries: tuple[str, ...]) -> tuple[str, ...]:
+    """These, each of which is an address or a network."""
     for entry in entries:
         try:
             ipaddress.ip_network(entry)
@@ -35,20 +34,22 @@ def check_networks(entries: Sequence[str]) -> None:
             raise ValueError(
                 f"'{entry}' is not an address or a network such as 10.0.1.0/24"
             ) from None
+    return entries
 
 
-def check_host_patterns(entries: Sequence[str]) -> None:
-    """Each is a host's name, ``*.`` and one, or ``*``."""
+def check_host_patterns(entries: tuple[str, ...]) -> tuple[str, ...]:
+    """These in lower case, each of which is a host's name, ``*.`` and one, or ``*``."""
     for entry in entries:
         if entry != ANY and not _host(entry.removeprefix("*.")) and not _bracketed(entry):
             raise ValueError(
                 f"'{entry}' is not a host name without scheme and port,"
                 " such as auth.example.com or *.example.com"
             )
+    return tuple(entry.lower() for entry in entries)
 
 
-def check_origins(entries: Sequence[str]) -> None:
-    """Each is one exact origin as browsers send it, or all there is is ``*``."""
+def check_origins(entries: tuple[str, ...]) -> tuple[str, ...]:
+    """These, each of which is one exact origin as browsers send it, or the only one and ``*``."""
     if ANY in entries and len(entries) > 1:
         raise ValueError("'*' already is every origin: leave the others out, or it")
     for entry in entries:
@@ -58,3 +59,4 @@ def check_origins(entries: Sequence[str]) -> None:
                 f"'{entry}' is not an origin as browsers send it: scheme and host in lower case,"
                 " a port only where it is not the scheme's own, no path; https://app.example.com"
             )
+    return entries

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     Field,
     PrivateAttr,
     SecretStr,
@@ -123,8 +124,8 @@ class Settings(BaseSettings):
     server_host: str = "127.0.0.1"
     server_port: int = Field(default=5000, ge=1, le=65535)
     workers: int = Field(default=1, ge=1, le=256)
-    trusted_proxies: Names = ()
-    allowed_hosts: Names = ()
+    trusted_proxies: Annotated[Names, AfterValidator(check_networks)] = ()
+    allowed_hosts: Annotated[Names, AfterValidator(check_host_patterns)] = ()
     public_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")
 
     strict_names: bool = False
@@ -154,7 +155,7 @@ class Settings(BaseSettings):
     checkpoint_private_key: SecretStr | None = None
 
     allow_cors: bool = False
-    cors_origins: Names = ()
+    cors_origins: Annotated[Names, AfterValidator(check_origins)] = ()
 
     rate_limit_profile: Literal["off", "service", "strict"] = "service"
     rate_limit_check: str | None = None
@@ -228,24 +229,6 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())
-
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        check_networks(value)
-        return value
-
-    @field_validator("allowed_hosts")
-    @classmethod
-    def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        check_host_patterns(value)
-        return tuple(entry.lower() for entry in value)
-
-    @field_validator("cors_origins")
-    @classmethod
-    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        check_origins(value)
-        return value
 
     @field_validator(*(f"rate_limit_{name}" for name in BUDGETS))
     @classmethod

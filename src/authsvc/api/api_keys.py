@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Body, Request, Response
 
 from authsvc.api.dependencies import (
     CheckCaller,
@@ -122,7 +122,7 @@ async def add(
     user: UserName,
     service: ServiceDep,
     _caller: WriteCaller,
-    body: schemas.ApiKeyBody | None = None,
+    body: Annotated[schemas.ApiKeyBody | None, Body(examples=[{"label": "laptop"}])] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """The key is in this answer and nowhere else. A user has at most 25 keys in force: one more is
