@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -356,4 +357,48 @@ async def test_the_page_asks_for_a_token(watched: Watched) -> None:
     assert (await status.first.inner_text()).startswith("200")
     asked = [sent for url, sent in watched.requests if "/api/has_permission/" in url]
     assert re.fullmatch(r"Bearer [\w-]+\.[\w-]+\.[\w-]+", asked[0] or "")
+    await watched.expect_quiet()
+
+
+PLANTED = [
+    f"{start}{what}{end}"
+    for start in ("", "'", '"', "\u0022>", "](", "`", "{{", "${", "&lt;", "\\")
+    for what in (
+        "javascript:window.pwned=1", "<script>window.pwned=1</script>", "onerror=window.pwned=1",
+        "<img src=x onerror=window.pwned=1>", "[x](javascript:window.pwned=1)",
+        "<svg onload=window.pwned=1>", "constructor.constructor('window.pwned=1')()",
+        "data:text/html,<script>window.pwned=1</script>", "&#60;script&#62;", "#/../../",
+    )
+    for end in ("", "}}")
+]  # fmt: skip
+
+
+async def test_what_was_stored_is_shown_as_text(watched: Watched) -> None:
+    assert len(PLANTED) == 200
+    page = watched.page
+    async with httpx.AsyncClient(
+        base_url=watched.address, headers={"Authorization": f"Bearer {KEY}"}
+    ) as client:
+        accepted = 0
+        for number, text in enumerate(PLANTED):
+            body = {"description": text}
+            answer = await client.post(f"/api/role/planted-{number}", json=body)
+            assert answer.status_code in (200, 422)
+            accepted += answer.status_code == 200
+            assert (await client.get(f"/api/role/{quote(text, safe='')}")).status_code < 500
+        assert accepted >= 50
+    await watched.open("/docs")
+    await page.get_by_role("button", name="Authorize").first.click()
+    await page.get_by_label("auth-bearer-value").fill(KEY)
+    by_key = page.locator(".auth-container").filter(has=page.get_by_label("auth-bearer-value"))
+    await by_key.locator(".btn.authorize").click()
+    await page.locator(".close-modal").click()
+    operation = page.locator(".opblock-get").filter(has=page.locator('[data-path="/api/roles"]'))
+    await operation.locator(".opblock-summary-control").click()
+    await operation.locator(".try-out__btn").click()
+    await operation.locator(".btn.execute").click()
+    await operation.locator(".live-responses-table .response-col_status").first.wait_for()
+    shown = await operation.locator(".live-responses-table").first.inner_text()
+    assert "window.pwned=1" in shown
+    assert await page.evaluate("window.pwned === undefined")
     await watched.expect_quiet()

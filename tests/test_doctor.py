@@ -267,12 +267,13 @@ def test_a_secret_in_the_arguments_of_a_process() -> None:
         process.communicate(b"\n")
 
 
-# --- The flows, against five broken builds ---
+# --- The flows, against broken builds ---
 
 
 def broken_build(ask: Ask, fault: str) -> Ask:
     """The service behind ``ask`` with one fault."""
     first: dict[str, Answer] = {}
+    issued: set[str] = set()
 
     async def faulty(method: str, path: str, key: str | None = None, body: Any = None) -> Answer:
         if fault == "revoking does nothing" and path == "/api/token/revoke":
@@ -283,6 +284,10 @@ def broken_build(ask: Ask, fault: str) -> Ask:
                 first[token] = await ask(method, path, key, body)
             return first[token]
         answer = await ask(method, path, key, body)
+        if path == "/api/token" and answer.status == 200:
+            issued.add(answer.json["access_token"])
+        if fault == "access tokens outlive their family" and key in issued:
+            return Answer(200, answer.headers, answer.body)
         if fault == "every check is allowed":
             body = answer.body.replace(b'"has_permission":false', b'"has_permission":true')
             return Answer(answer.status, answer.headers, body)
@@ -310,6 +315,10 @@ async def flows_of(storage: Storage, fault: str) -> dict[str, str]:
     [
         ("revoking does nothing", "revoke"),
         ("a refresh token works twice", "end the family of a refresh token that is used twice"),
+        (
+            "access tokens outlive their family",
+            "end the family of a refresh token that is used twice",
+        ),
         ("every check is allowed", "take a permission away"),
         ("another tenant's role is shown", "keep tenants apart"),
         ("any credential is good", "refuse what is no credential"),

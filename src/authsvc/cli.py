@@ -11,7 +11,7 @@ import json
 import os
 import socket
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import structlog
 import typer
@@ -100,6 +100,7 @@ def serve() -> None:
         create_app(settings) if settings.workers == 1 else "authsvc.app:from_environment",
         factory=settings.workers > 1,
         workers=settings.workers,
+        http=_http_protocol(),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -126,6 +127,15 @@ def serve() -> None:
             lock.release()
     if not started:
         raise SystemExit(StartError.exit_code)
+
+
+def _http_protocol() -> Any:
+    """What reads the requests: bounds slow clients, where uvicorn's fast parser is installed."""
+    try:
+        from authsvc.api.patient_protocol import PatientProtocol
+    except ImportError:
+        return "auto"
+    return PatientProtocol
 
 
 def _listen(settings: Settings) -> socket.socket:
