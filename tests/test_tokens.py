@@ -282,13 +282,16 @@ async def test_of_many_refreshes_at_once_one_wins_at_most(
             responses = await asyncio.gather(*sent)
             statuses = Counter(response.status_code for response in responses)
             assert statuses[200] <= 1
-            assert statuses[200] + statuses[400] == 50
+            # On a busy machine some may be told to ask again.
+            assert statuses[200] + statuses[400] + statuses[503] == 50
+            assert statuses[400] >= 10
             live = [found, *(r.json() for r in responses if r.status_code == 200)]
             for token in live:
                 for process in processes:
                     assert not await alive(process, token["access_token"])
                 refused(await refreshed(api, token["refresh_token"]), "invalid_grant")
     assert await events_of(owner) == ["reuse_detected"] * 3
+    assert await owner.violations() == []
 
 
 async def test_what_takes_a_key_or_a_tenant_away_takes_its_tokens(

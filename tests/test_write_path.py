@@ -293,8 +293,9 @@ async def end_key(tenant: TenantAtWork, caller: Caller, *, at: datetime | None) 
             await keys.revoke(stored.id, tenant.clock())
         else:
             await keys.set_end(stored.id, at)
-        event = key_event("update", stored)
-        event["details"]["expires_at"] = at.isoformat() if at else None
+        event = key_event("update" if at else "delete", stored)
+        if at:
+            event["details"]["expires_at"] = at.isoformat()
         await record(tx, tenant.id, stamp, [event], {"actor": "tests"}, tenant.clock())
 
     await tenant.database.write(tenant.id, work)
