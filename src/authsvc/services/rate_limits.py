@@ -43,9 +43,10 @@ class Standing:
 class _Cell:
     """A window of one subject: when it ends, and what has been counted in it."""
 
-    __slots__ = ("ends", "here", "own", "settled")
+    __slots__ = ("ends", "here", "own", "rate", "room", "settled")
 
-    def __init__(self) -> None:
+    def __init__(self, rate: Rate) -> None:
+        self.rate = rate
         self.ends = 0.0
         self.own = 0
         """By this process."""
@@ -53,10 +54,13 @@ class _Cell:
         """By this process, and not settled yet."""
         self.settled = 0
         """By all processes, when that was last settled."""
+        self.room = 0
+        """What was left when that was last worked out, without what was counted since."""
 
-    def enter(self, now: float, seconds: int) -> None:
+    def enter(self, now: float) -> None:
         """Be in the window of now."""
         if now >= self.ends:
+            seconds = self.rate.seconds
             self.ends = (now // seconds + 1) * seconds
             self.own = self.here = self.settled = 0
 
@@ -64,6 +68,7 @@ class _Cell:
         """Count."""
         self.own += cost
         self.here += cost
+        self.room -= cost
 
 
 class RateLimits:
@@ -79,6 +84,7 @@ class RateLimits:
     ) -> None:
         """``workers``: how many processes count, each for itself, while there is no ``shared``."""
         self._budgets = dict(budgets)
+        self._check_rates = self._budgets.get(CHECK, ())
         self._shared = shared
         self._workers = workers
         self._wall = wall
@@ -122,7 +128,7 @@ class RateLimits:
         rates = self._budgets.get(budget, ())
         for position, rate in enumerate(rates):
             if budget == CHECK:
-                left = self._take_here(self._check_cells(subject, rates)[position], rate, cost, now)
+                left = self._take_here(self._check_cells(subject)[position], cost, now)
             else:
                 left = await self._take_together(budget, subject, rate, cost, now)
             ends = (now // rate.seconds + 1) * rate.seconds
@@ -135,36 +141,40 @@ class RateLimits:
 
     def take_check(self, subject: Hashable) -> bool:
         """Count a check if there is room for it; if not, nothing is counted."""
-        rates = self._budgets.get(CHECK, ())
-        if not rates:
+        if not self._check_rates:
             return True
+        cells = self._checks.get(subject) or self._check_cells(subject)
         now = self._wall()
-        cells = self._checks.get(subject) or self._check_cells(subject, rates)
-        for cell, rate in zip(cells, rates, strict=True):
-            if self._left(cell, rate, now) <= 0:
+        for cell in cells:
+            # Every check of all comes here: where there is known to be room, nothing is worked out.
+            if (cell.room <= 0 or now >= cell.ends) and self._left(cell, now) <= 0:
                 return False
         for cell in cells:
-            cell.add(1)
+            cell.own += 1
+            cell.here += 1
+            cell.room -= 1
         return True
 
-    def _left(self, cell: _Cell, rate: Rate, now: float) -> int:
+    def _left(self, cell: _Cell, now: float) -> int:
         """What is left of all processes' amount, or of this one's share while it counts alone."""
-        cell.enter(now, rate.seconds)
+        cell.enter(now)
         if self._shared is not None and not self._shared.away:
-            return rate.amount - cell.here - cell.settled
-        return max(1, rate.amount // self._workers) - cell.own
+            cell.room = cell.rate.amount - cell.here - cell.settled
+        else:
+            cell.room = max(1, cell.rate.amount // self._workers) - cell.own
+        return cell.room
 
-    def _check_cells(self, subject: Hashable, rates: Rates) -> list[_Cell]:
+    def _check_cells(self, subject: Hashable) -> list[_Cell]:
         cells = self._checks.get(subject)
         if cells is None:
             if len(self._checks) >= _MOST_CELLS:
                 now = self._wall()
                 _forget(self._checks, lambda cells: all(cell.ends <= now for cell in cells))
-            cells = self._checks[subject] = [_Cell() for _ in rates]
+            cells = self._checks[subject] = [_Cell(rate) for rate in self._check_rates]
         return cells
 
-    def _take_here(self, cell: _Cell, rate: Rate, cost: int, now: float) -> int:
-        left = self._left(cell, rate, now) - cost
+    def _take_here(self, cell: _Cell, cost: int, now: float) -> int:
+        left = self._left(cell, now) - cost
         if left >= 0:
             cell.add(cost)
         return left
@@ -187,8 +197,8 @@ class RateLimits:
         if cell is None:
             if len(self._cells) >= _MOST_CELLS:
                 _forget(self._cells, lambda cell: cell.ends <= now)
-            cell = self._cells[place] = _Cell()
-        return self._take_here(cell, rate, cost, now)
+            cell = self._cells[place] = _Cell(rate)
+        return self._take_here(cell, cost, now)
 
     async def _settle_forever(self) -> None:
         while True:
@@ -199,20 +209,23 @@ class RateLimits:
         """Tell the others what was counted here, and learn what was counted there."""
         if self._shared is None:
             return
-        rates = self._budgets.get(CHECK, ())
-        for subject, cells in list(self._checks.items()):
-            for cell, rate in zip(cells, rates, strict=True):
-                if not cell.here or self._wall() >= cell.ends:
-                    continue
-                here, ends = cell.here, cell.ends
-                window = int(ends // rate.seconds) - 1
-                key = f"{CHECK}:{subject}:{rate.seconds}:{window}"
-                count = await self._shared.add(key, rate.seconds, here)
-                if count is None:
-                    return
-                if cell.ends == ends:
-                    cell.here -= here
-                    cell.settled = count
+        counted = [(subject, cell) for subject, cells in self._checks.items() for cell in cells]
+        for _, cell in counted:
+            # Whether Redis answers may have changed, and with it what there is room for.
+            cell.room = 0
+        for subject, cell in counted:
+            if not cell.here or self._wall() >= cell.ends:
+                continue
+            here, ends, rate = cell.here, cell.ends, cell.rate
+            window = int(ends // rate.seconds) - 1
+            key = f"{CHECK}:{subject}:{rate.seconds}:{window}"
+            count = await self._shared.add(key, rate.seconds, here)
+            if count is None:
+                return
+            if cell.ends == ends:
+                cell.here -= here
+                cell.settled = count
+                cell.room = 0
 
 
 def _forget(cells: dict[K, V], ended: Callable[[V], bool]) -> None:
