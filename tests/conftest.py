@@ -18,8 +18,9 @@ from uuid import UUID
 import asyncpg
 import hypothesis
 import pytest
+from sqlalchemy import Connection
 
-from authsvc import migrations
+from authsvc import audit_triggers, migrations
 from authsvc.credentials import digest_of, new_client_key
 from authsvc.database import Database
 from authsvc.postgresql_url import parse_postgresql_url
@@ -105,6 +106,26 @@ class Storage:
         """Close every connection of every database object."""
         for database in self.opened:
             await database.dispose()
+
+    async def forge(self, work: Callable[[Connection], object]) -> None:
+        """Change what the triggers protect, as somebody could who owns the tables."""
+        owner = self.open(as_owner=True)
+        async with owner.writer.begin() as connection:
+            await connection.run_sync(self._without_triggers, work)
+
+    def _without_triggers(
+        self, connection: Connection, work: Callable[[Connection], object]
+    ) -> None:
+        if self.path is None:
+            connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+            work(connection)
+            return
+        rows = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'")
+        for (name,) in rows.all():
+            connection.exec_driver_sql(f"DROP TRIGGER {name}")
+        work(connection)
+        for statement in audit_triggers.STATEMENTS["sqlite"]:
+            connection.exec_driver_sql(statement)
 
     @asynccontextmanager
     async def administrator(self) -> AsyncIterator[asyncpg.Connection]:

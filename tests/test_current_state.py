@@ -226,30 +226,28 @@ async def test_the_same_revision_with_another_head_is_another_state(
 
 async def replace_tail(tenant: TenantAtWork, storage: Storage) -> None:
     """Take the newest event and what it did away, as a lost tail does, and write another."""
-    from sqlalchemy import delete, func, select, update
+    from sqlalchemy import Connection, delete, func, select, update
 
     from authsvc import models
 
-    owner = storage.open(as_owner=True)
-
-    async def cut(tx: Any) -> None:
+    def cut(connection: Connection) -> None:
         event = models.audit_event
         mine = event.c.tenant_id == tenant.id
-        last = (await tx.execute(select(func.max(event.c.seq)).where(mine))).scalar_one()
-        await tx.execute(delete(event).where(mine, event.c.seq == last))
-        await tx.execute(
+        last = (connection.execute(select(func.max(event.c.seq)).where(mine))).scalar_one()
+        connection.execute(delete(event).where(mine, event.c.seq == last))
+        connection.execute(
             delete(models.membership).where(models.membership.c.tenant_id == tenant.id)
         )
         head = (
-            await tx.execute(select(event.c.hash).where(mine, event.c.seq == last - 1))
+            connection.execute(select(event.c.hash).where(mine, event.c.seq == last - 1))
         ).scalar_one()
-        await tx.execute(
+        connection.execute(
             update(models.tenant_head)
             .where(models.tenant_head.c.tenant_id == tenant.id)
             .values(revision=last - 1, head=head)
         )
 
-    await owner.write(tenant.id, cut)
+    await storage.forge(cut)
     await tenant.write(Change("add_role", role="other"))
 
 

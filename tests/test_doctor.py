@@ -190,13 +190,13 @@ async def test_an_audit_trail_that_cannot_be_written(storage: Storage) -> None:
 
 
 async def test_an_audit_trail_that_was_changed(storage: Storage) -> None:
-    database = storage.open(as_owner=True)
     await doctor.examine(settings_on(storage))
 
-    async def forge(tx: Any) -> None:
-        await tx.execute(text("UPDATE audit_event SET seq = seq + 100 WHERE seq = 2"))
-
-    await database.write("x", forge)
+    await storage.forge(
+        lambda connection: connection.exec_driver_sql(
+            "UPDATE audit_event SET seq = seq + 100 WHERE seq = 2"
+        )
+    )
     found = await doctor.examine(settings_on(storage))
     assert "audit trail of 2 tenants is broken" in about(found, 6)
     assert "authsvc:selftest:one" in about(found, 6)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -42,6 +43,12 @@ PUBLIC_PEM = (
     .decode()
     .strip()
 )
+SIGNING_PEM = (
+    Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    .private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    .decode()
+    .strip()
+)
 URL = "postgresql://app@db.example.com/auth"
 LOCAL_URL = "postgresql://app@localhost/auth"
 SECRETS = (
@@ -62,6 +69,8 @@ SECRETS = (
     "audit_old_keys",
     "checkpoint_private_key",
     "rate_limit_storage_url",
+    "webhook_url",
+    "webhook_secret",
 )
 NO_EFFECT = "without effect in this version"
 
@@ -276,9 +285,12 @@ def test_every_secret_can_be_a_file(name: str) -> None:
         "jwt_private_key": PEM,
         "jwt_old_public_keys": PUBLIC_PEM,
         "rate_limit_storage_url": planted("rate_limit_storage_url"),
+        "checkpoint_private_key": SIGNING_PEM,
+        "webhook_url": planted("webhook_url"),
     }.get(name, f" {SECRET} ")
     Path("secret").write_text(f"{value}\r\n")
-    found = getattr(load(**{f"{name}_file": "secret"}), name)
+    beside = {"webhook_secret": SECRET} if name == "webhook_url" else {}
+    found = getattr(load(**{f"{name}_file": "secret"}, **beside), name)
     assert found.get_secret_value() == value
     both = refusal(**{name: value, f"{name}_file": "secret"})
     assert both == f"{variable(name)} and {variable(name)}_FILE: both are set; keep one"
@@ -572,7 +584,6 @@ def test_registration(given: dict[str, str], is_open: bool) -> None:
     ("name", "off", "on"),
     [
         ("enable_encryption", "false", "true"),
-        ("audit_checks", "off", "all"),
     ],
 )
 def test_switches_not_built_can_only_be_off(name: str, off: str, on: str) -> None:
@@ -689,6 +700,10 @@ def planted(name: str) -> str:
     """A value for a secret setting that can be used and holds the planted word."""
     if name in ("client_key", "jwt_private_key", "jwt_old_public_keys"):
         return {"client_key": KEY, "jwt_private_key": PEM}.get(name, PUBLIC_PEM)
+    if name == "checkpoint_private_key":
+        return SIGNING_PEM
+    if name == "webhook_url":
+        return f"https://hooks.example.com/{SECRET}"
     if name == "rate_limit_storage_url":
         return f"redis://:{SECRET}@localhost/0"
     return f"postgresql://u:{SECRET}@localhost/d" if name.endswith("url") else SECRET
@@ -700,6 +715,8 @@ def test_secrets_are_never_shown(name: str, caplog: pytest.LogCaptureFixture) ->
     given = {name: planted(name)}
     if name.startswith("postgresql") and name != "postgresql_url":
         given["postgresql_url"] = LOCAL_URL
+    if name == "webhook_url":
+        given["webhook_secret"] = STRONG
     settings = load(**given)
     shown = [
         repr(settings),

@@ -109,13 +109,16 @@ def open_database(settings: Settings, *, beside_server: bool = False) -> Databas
     """
     target = settings.database
     if isinstance(target, SqliteFile):
-        return Database.sqlite(target.path, beside_server=beside_server)
-    return Database.postgresql(
-        target.url,
-        target.connect_args,
-        pool_size=settings.postgresql_pool_size,
-        pgbouncer=settings.postgresql_pgbouncer,
-    )
+        database = Database.sqlite(target.path, beside_server=beside_server)
+    else:
+        database = Database.postgresql(
+            target.url,
+            target.connect_args,
+            pool_size=settings.postgresql_pool_size,
+            pgbouncer=settings.postgresql_pgbouncer,
+        )
+    database.audit_keys = settings.audit.keys
+    return database
 
 
 def open_gate(settings: Settings, clock: Clock) -> Gate:

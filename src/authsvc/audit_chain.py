@@ -4,14 +4,19 @@
 field preceded by its length, and ``payload hash = SHA-256(16 random bytes, canonical JSON)``. The
 random bytes keep a payload from being guessed out of its hash once the payload itself is gone, so
 the chain outlives what it is about.
+
+The chain alone proves order and wholeness to whoever trusts its end. An HMAC of each hash under the
+audit key proves that the service wrote it; since a hash covers all before it, so does its HMAC.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import secrets
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -22,6 +27,39 @@ _VERSION = b"\x01"
 _SALT_BYTES = 16
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_PURPOSE = b"authsvc audit v1\x00"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditKeys:
+    """The audit key, which seals, and those of before, which verify. Without it nothing is sealed.
+
+    A seal is HMAC-SHA256 (RFC 2104) of what it is for and the bytes that it is about.
+    """
+
+    key: bytes | None = field(default=None, repr=False)
+    old: tuple[bytes, ...] = field(default=(), repr=False)
+
+    @property
+    def all(self) -> tuple[bytes, ...]:
+        """Every key that verifies."""
+        return self.old if self.key is None else (self.key, *self.old)
+
+    def seal(self, digest: bytes, purpose: bytes = b"event") -> bytes | None:
+        """The seal, 32 bytes; None without a key."""
+        if self.key is None:
+            return None
+        return hmac.digest(self.key, _PURPOSE + purpose + digest, "sha256")
+
+    def sealed(self, digest: bytes, mac: bytes | None, purpose: bytes = b"event") -> bool:
+        """Whether this is the seal of that hash under any of the keys."""
+        return mac is not None and any(
+            hmac.compare_digest(hmac.digest(key, _PURPOSE + purpose + digest, "sha256"), mac)
+            for key in self.all
+        )
+
+
+NO_KEYS = AuditKeys()
 
 
 def canonical(payload: dict[str, Any]) -> bytes:
@@ -46,9 +84,13 @@ def event_hash(
 
 
 def extend(
-    tenant_id: UUID, stamp: Stamp, at: datetime, payloads: Sequence[dict[str, Any]]
+    tenant_id: UUID,
+    stamp: Stamp,
+    at: datetime,
+    payloads: Sequence[dict[str, Any]],
+    keys: AuditKeys = NO_KEYS,
 ) -> list[AuditEvent]:
-    """The events that follow ``stamp``, one per payload, chained."""
+    """The events that follow ``stamp``, one per payload, chained, and sealed if there is a key."""
     events = []
     seq, head = stamp.revision, stamp.head
     salts = secrets.token_bytes(_SALT_BYTES * len(payloads))
@@ -58,7 +100,7 @@ def extend(
         stored = salt + canonical(payload)
         payload_hash = hashlib.sha256(stored).digest()
         head = event_hash(tenant_id, seq, at, head, payload_hash)
-        events.append(AuditEvent(seq, at, payload_hash, head, stored))
+        events.append(AuditEvent(seq, at, payload_hash, head, stored, keys.seal(head)))
     return events
 
 

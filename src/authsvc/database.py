@@ -40,6 +40,7 @@ from sqlalchemy.engine import CursorResult, Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.sql.base import Executable
 
+from authsvc.audit_chain import NO_KEYS, AuditKeys
 from authsvc.errors import Busy, OutcomeUnknown, ReadOnly, Unavailable
 
 log = structlog.get_logger("authsvc.database")
@@ -74,8 +75,9 @@ _SQLITE_DEFINITE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_REA
 class Transaction:
     """What repositories work with: statements in, rows out. Carries no commit."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: AsyncConnection, audit_keys: AuditKeys = NO_KEYS) -> None:
         self._connection = connection
+        self.audit_keys = audit_keys
         self.failed = False
         self.abandoned = False
 
@@ -149,7 +151,8 @@ class Database:
 
     ``reader`` and ``writer`` are one engine on PostgreSQL. On SQLite there are two: a writer with
     one connection (SQLite has one writer at a time anyway, and below 3.51.3 two connections that
-    checkpoint can damage a WAL file), and readers that never write.
+    checkpoint can damage a WAL file), and readers that never write. ``audit_keys`` seal the audit
+    events that write transactions append.
     """
 
     def __init__(
@@ -159,6 +162,7 @@ class Database:
         self.writer = writer
         self.label = label
         self._direct = direct
+        self.audit_keys = NO_KEYS
         self.is_sqlite = writer.dialect.name == "sqlite"
         self._locks: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
         self._pending: set[asyncio.Task[Any]] = set()
@@ -370,7 +374,7 @@ class Database:
         work: Callable[[Transaction], Awaitable[T]],
         idle_seconds: int,
     ) -> T:
-        transaction = Transaction(connection)
+        transaction = Transaction(connection, self.audit_keys)
         if not self.is_sqlite:
             await transaction.execute(_BEGIN_WRITE, {"idle": f"{idle_seconds}s"})
         result = await work(transaction)

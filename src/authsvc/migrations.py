@@ -21,6 +21,13 @@ _ATTEMPTS = 15
 """Each waits for as long as a lock is waited for at all."""
 
 _RUNTIME_RIGHTS = "SELECT, INSERT, UPDATE, DELETE"
+_WITHOUT = {
+    "audit_event": "UPDATE, DELETE",
+    "audit_checkpoint": "UPDATE, DELETE",
+    "audit_anchor": "INSERT, UPDATE, DELETE",
+    "tenant_erasure": "INSERT, UPDATE, DELETE",
+}
+"""What the service does not need of them: the trail is added to, and only its owner takes away."""
 
 
 def _scripts() -> Path:
@@ -106,7 +113,8 @@ async def grant_to(database: Database, role: str) -> None:
     """Give a PostgreSQL role what the service needs at run time, now and for later tables.
 
     The security guide's grants on every table of the schema, and the same as default privileges
-    (a grant on "all tables" covers only those that exist). Raises SettingsError.
+    (a grant on "all tables" covers only those that exist). Of the audit trail it may only read and
+    add: pruning and erasing are the owner's. Raises SettingsError.
     """
     if database.is_sqlite:
         raise SettingsError("--grant-to is for PostgreSQL: a SQLite file has no roles")
@@ -128,6 +136,7 @@ async def grant_to(database: Database, role: str) -> None:
             f"GRANT {_RUNTIME_RIGHTS} ON ALL TABLES IN SCHEMA {schema} TO {name}",
             f"ALTER DEFAULT PRIVILEGES IN SCHEMA {schema}"
             f" GRANT {_RUNTIME_RIGHTS} ON TABLES TO {name}",
+            *(f"REVOKE {some} ON {schema}.{table} FROM {name}" for table, some in _WITHOUT.items()),
         ):
             connection.exec_driver_sql(statement)
 

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Table,
 )
 
+from authsvc import audit_triggers
 from authsvc.column_types import TenantId, UtcDateTime, name_type
 
 metadata = MetaData(
@@ -165,6 +166,8 @@ membership = Table(
     sqlite_with_rowid=False,
 )
 
+# What events are looked for by stands beside them, as their payloads have it. ``mac`` is null where
+# no audit key was set.
 audit_event = Table(
     "audit_event",
     metadata,
@@ -174,5 +177,99 @@ audit_event = Table(
     Column("payload_hash", LargeBinary(32), nullable=False),
     Column("hash", LargeBinary(32), nullable=False),
     Column("payload", LargeBinary, nullable=False),
+    Column("mac", LargeBinary(32)),
+    Column("action", name_type(32)),
+    Column("entity_type", name_type(32)),
+    Column("entity_id", name_type(254)),
+    Column("actor", name_type(64)),
+    Column("ip_address", name_type(64)),
+    Index("ix_audit_event_entity_id", "tenant_id", "entity_id", "seq"),
+    Index("ix_audit_event_actor", "tenant_id", "actor", "seq"),
+    Index("ix_audit_event_at", "tenant_id", "at", "seq"),
     sqlite_with_rowid=False,
 )
+
+# Up to which event a tenant's trail was taken out and kept elsewhere.
+audit_anchor = Table(
+    "audit_anchor",
+    metadata,
+    Column("tenant_id", TenantId, ForeignKey("tenant.id"), primary_key=True),
+    Column("seq", BigInteger, nullable=False),
+    Column("hash", LargeBinary(32), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("mac", LargeBinary(32)),
+)
+
+# The tenants that were erased, and the state they were in. Outlives them.
+tenant_erasure = Table(
+    "tenant_erasure",
+    metadata,
+    Column("erased_id", TenantId, primary_key=True),
+    Column("revision", BigInteger, nullable=False),
+    Column("head", LargeBinary(32), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("mac", LargeBinary(32)),
+)
+
+audit_checkpoint = Table(
+    "audit_checkpoint",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("signature", LargeBinary(64), nullable=False),
+)
+
+# How far the trail of each tenant has been signed, and looked at for alerts.
+audit_progress = Table(
+    "audit_progress",
+    metadata,
+    Column("tenant_id", TenantId, ForeignKey("tenant.id"), primary_key=True),
+    Column("signed", BigInteger, nullable=False),
+    Column("watched", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# What is to be sent to the webhook and has not been taken yet; ids sort by time.
+outgoing = Table(
+    "outgoing",
+    metadata,
+    Column("id", LargeBinary(16), primary_key=True),
+    Column("kind", name_type(32), nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+# What happened without changing anything; ids sort by time. A tenant's rows may outlive a moment
+# of its erasure, so they do not refer to it.
+activity_event = Table(
+    "activity_event",
+    metadata,
+    Column("id", LargeBinary(16), primary_key=True),
+    Column("tenant_id", TenantId),
+    Column("at", UtcDateTime, nullable=False),
+    Column("action", name_type(32), nullable=False),
+    Column("entity_type", name_type(32), nullable=False),
+    Column("entity_id", name_type(254), nullable=False),
+    Column("actor", name_type(64)),
+    Column("ip_address", name_type(64)),
+    Column("user_agent", name_type(256)),
+    Column("request_id", name_type(128)),
+    Column("success", Boolean, nullable=False),
+    Column("details", JSON, nullable=False),
+    Index("ix_activity_event_tenant_id", "tenant_id", "id"),
+    Index("ix_activity_event_action", "action", "id"),
+)
+
+# When a grant last let a check through. Not policy: it may be lost, and no answer depends on it.
+grant_use = Table(
+    "grant_use",
+    metadata,
+    Column("tenant_id", TenantId, ForeignKey("tenant.id"), primary_key=True),
+    Column("role_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("permission", name_type(128), primary_key=True),
+    Column("used_at", UtcDateTime, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+audit_triggers.made_with(metadata)

@@ -155,13 +155,16 @@ class Membership:
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """One policy change, as chained. ``payload`` is 16 random bytes and canonical JSON."""
+    """One policy change, as chained. ``payload`` is 16 random bytes and canonical JSON; ``mac`` is
+    the seal of the hash, None where no audit key was set.
+    """
 
     seq: int
     at: datetime
     payload_hash: bytes
     hash: bytes
     payload: bytes = field(repr=False)
+    mac: bytes | None = field(default=None, repr=False)
 
     @property
     def stamp(self) -> Stamp:

@@ -31,6 +31,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from authsvc.audit_settings import AuditSettings, read_audit_settings
 from authsvc.credentials import parse_client_key
 from authsvc.database_choice import (
     DatabaseTarget,
@@ -74,11 +75,6 @@ _UNBUILT: dict[str, Unbuilt] = {
     "enable_encryption": Unbuilt(off=False),
     "encryption_key": Unbuilt(),
     "encryption_old_keys": Unbuilt(),
-    "enable_audit_logging": Unbuilt(),
-    "audit_checks": Unbuilt(off="off"),
-    "audit_key": Unbuilt(),
-    "audit_old_keys": Unbuilt(),
-    "checkpoint_private_key": Unbuilt(),
 }
 
 
@@ -153,6 +149,11 @@ class Settings(BaseSettings):
     audit_key: SecretStr | None = None
     audit_old_keys: SecretStr | None = None
     checkpoint_private_key: SecretStr | None = None
+    checkpoint_file: Path | None = None
+    alert_rules: Path | None = None
+    webhook_url: SecretStr | None = None
+    webhook_secret: SecretStr | None = None
+    webhook_allow_private: bool = False
 
     allow_cors: bool = False
     cors_origins: Annotated[Names, AfterValidator(check_origins)] = ()
@@ -169,6 +170,7 @@ class Settings(BaseSettings):
     _database: DatabaseTarget = PrivateAttr()
     _gate: PostgreSQLTarget | None = PrivateAttr(default=None)
     _token_keys: tuple[Key, ...] = PrivateAttr(default=())
+    _audit: AuditSettings = PrivateAttr(default_factory=AuditSettings)
     _warnings: tuple[str, ...] = PrivateAttr(default=())
     _provenance: Provenance = PrivateAttr(default_factory=Provenance)
 
@@ -198,6 +200,11 @@ class Settings(BaseSettings):
     def token_keys(self) -> tuple[Key, ...]:
         """The keys of access tokens that are set, the one that signs first."""
         return self._token_keys
+
+    @property
+    def audit(self) -> AuditSettings:
+        """The audit keys, the key of checkpoints and the rules of alerts, as they are used."""
+        return self._audit
 
     @cached_property
     def registration_open(self) -> bool:
@@ -298,6 +305,7 @@ class Settings(BaseSettings):
                 " such as https://app.example.com"
             )
         self._token_keys = read_keys(self)
+        self._audit = read_audit_settings(self)
         self._warnings = tuple(self._advice())
         return self
 

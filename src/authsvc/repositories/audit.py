@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, and_, bindparam, insert, select
+from sqlalchemy import Row, and_, bindparam, exc, insert, select
 
 from authsvc import models
 from authsvc.database import Database, Transaction
+from authsvc.errors import Unavailable
 from authsvc.records import EMPTY, AuditEvent, Stamp
 
 _event = models.audit_event
@@ -52,7 +53,7 @@ async def events_since(
 
 def event_of(row: Row[Any]) -> AuditEvent:
     """A row of ``audit_event`` as a record."""
-    return AuditEvent(row.seq, row.at, row.payload_hash, row.hash, row.payload)
+    return AuditEvent(row.seq, row.at, row.payload_hash, row.hash, row.payload, row.mac)
 
 
 class Audit:
@@ -62,22 +63,40 @@ class Audit:
         self._tx = transaction
         self._tenant = tenant_id
 
-    async def append(self, events: Sequence[AuditEvent]) -> None:
-        """Write events that follow the tenant's head."""
-        await self._tx.execute(
-            _INSERT,
-            [
-                {
-                    "tenant_id": self._tenant,
-                    "seq": event.seq,
-                    "at": event.at,
-                    "payload_hash": event.payload_hash,
-                    "hash": event.hash,
-                    "payload": event.payload,
-                }
-                for event in events
-            ],
-        )
+    async def append(
+        self, events: Sequence[AuditEvent], payloads: Sequence[dict[str, Any]]
+    ) -> None:
+        """Write events that follow the tenant's head; ``payloads`` is what they say.
+
+        Raises Unavailable when the database refuses them: what is not recorded does not happen.
+        """
+        try:
+            await self._tx.execute(
+                _INSERT,
+                [
+                    {
+                        "tenant_id": self._tenant,
+                        "seq": event.seq,
+                        "at": event.at,
+                        "payload_hash": event.payload_hash,
+                        "hash": event.hash,
+                        "payload": event.payload,
+                        "mac": event.mac,
+                        "action": said["action"],
+                        "entity_type": said["entity_type"],
+                        "entity_id": said["entity_id"],
+                        "actor": said["actor"],
+                        "ip_address": said["ip_address"],
+                    }
+                    for event, said in zip(events, payloads, strict=True)
+                ],
+            )
+        except exc.IntegrityError as error:
+            raise Unavailable(
+                "The audit trail does not take the record of this change; nothing was changed."
+                " Run 'authsvc audit verify' to see what it is like",
+                retry_after=30,
+            ) from error
 
     async def after(self, seq: int, most: int) -> list[AuditEvent]:
         """At most ``most`` events that follow number ``seq``, in order."""

@@ -167,8 +167,8 @@ async def append(
     now: datetime,
 ) -> list[AuditEvent]:
     """As ``record``, for events that each say by whom they are; returns them as they are stored."""
-    chained = audit_chain.extend(tenant_id, stamp, now, payloads)
-    await Audit(tx, tenant_id).append(chained)
+    chained = audit_chain.extend(tenant_id, stamp, now, payloads, tx.audit_keys)
+    await Audit(tx, tenant_id).append(chained, payloads)
     await Heads(tx, tenant_id).advance(chained[-1].stamp)
     return chained
 

@@ -10,7 +10,9 @@ from authsvc.clock import Clock
 from authsvc.database import Database, Transaction
 from authsvc.errors import Conflict, NotFound
 from authsvc.records import ClientKey, Stamp, Tenant
+from authsvc.repositories.heads import Heads
 from authsvc.repositories.keys import Keys
+from authsvc.repositories.retention import Retention
 from authsvc.repositories.tenants import Tenants
 from authsvc.services.changes import lock_tenant, record
 from authsvc.services.keys import Mint, add_key, end_key, no_such_key, rotate_key
@@ -53,11 +55,20 @@ async def erase_tenant(database: Database, name: str, clock: Clock) -> int:
     """Disable a tenant and delete all there is of it; the number of rows. Raises NotFound.
 
     In portions, so that no transaction grows with the tenant; interrupted, it can be repeated.
+    That it was erased, and the state it had, stays on record.
     """
     async with database.read() as tx:
         tenant = await _named(tx, name)
     if tenant.disabled_at is None:
         await database.write(name, lambda tx: set_disabled(tx, name, clock, disabled=True))
+
+    async def put_on_record(tx: Transaction) -> None:
+        stamp = await Heads(tx, tenant.id).lock()
+        # Without a head an earlier run got that far; it has put it on record.
+        if stamp is not None:
+            await Retention(tx).record_erasure(tenant.id, stamp, clock())
+
+    await database.write(name, put_on_record)
     rows = 0
     while True:
         some = await database.write(
