@@ -19,8 +19,9 @@ SETTINGS = {
 }  # fmt: skip
 PURE = {
     "alert_rules", "audit_chain", "change_set", "clock", "credentials", "cursor", "decision",
-    "decision_cache", "keyring", "network_names", "postgresql_url", "rate_budgets", "role_graph",
-    "secret_strength",
+    "decision_cache", "keyring", "network_names", "postgresql_url", "rate_budgets", "replay",
+    "role_graph",
+    "secret_strength", "time_ids",
 }  # fmt: skip
 STORAGE = {"audit_triggers", "column_types", "database", "models"}
 BESIDE = {
