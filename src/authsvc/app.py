@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from authsvc import __version__, migrations
 from authsvc.api import (
     api_keys,
+    audit_proof,
     changes,
     checks,
     health,
@@ -36,6 +37,7 @@ from authsvc.api.problems import exception_handlers
 from authsvc.api.rate_limits import budgets_of_routes
 from authsvc.api.security_headers import header_sets
 from authsvc.api.well_known import well_known_router
+from authsvc.checkpoint_file import CheckpointFile
 from authsvc.clock import Clock, system_clock
 from authsvc.database import Database
 from authsvc.decision_cache import DecisionCache
@@ -44,6 +46,7 @@ from authsvc.keyring import Keyring, secret_key
 from authsvc.logs import configure_logs
 from authsvc.rate_budgets import budgets_of
 from authsvc.revision_gate import DEADLINE_SECONDS, Gate, PostgresGate, SqliteGate
+from authsvc.services.checkpoints import CheckpointMaker, refuse_older_state
 from authsvc.services.current_state import CurrentState
 from authsvc.services.key_use import KeyUse
 from authsvc.services.rate_limits import RateLimits
@@ -73,6 +76,7 @@ _TAGS = [
     {"name": "Changes", "description": "Many writes, all or nothing."},
     {"name": "Keys", "description": "The credentials of the tenant."},
     {"name": "API keys", "description": "Keys for the tenant's own users."},
+    {"name": "Audit", "description": "Who changed what, when and from where."},
     {"name": "Settings", "description": "What the tenant has chosen for itself."},
     {"name": "Tokens", "description": "Short-lived credentials, asked for with a client key."},
     {"name": "Workflows", "description": "Permissions that are named like workflows."},
@@ -119,6 +123,22 @@ def open_database(settings: Settings, *, beside_server: bool = False) -> Databas
         )
     database.audit_keys = settings.audit.keys
     return database
+
+
+def open_checkpoints(
+    settings: Settings, database: Database, clock: Clock
+) -> CheckpointMaker | None:
+    """What signs the audit trail while the service runs; None without a key to sign with."""
+    if settings.audit.signs is None:
+        return None
+    path = settings.checkpoint_file
+    return CheckpointMaker(
+        database,
+        settings.audit.signs,
+        clock,
+        file=None if path is None else CheckpointFile(path),
+        send=settings.webhook_url is not None,
+    )
 
 
 def open_gate(settings: Settings, clock: Clock) -> Gate:
@@ -189,6 +209,8 @@ async def prepare(settings: Settings, *, clock: Clock = system_clock) -> Sequenc
             await migrations.migrate(database)
         else:
             await migrations.require_head(database)
+        if settings.checkpoint_file is not None:
+            await refuse_older_state(database, CheckpointFile(settings.checkpoint_file))
         if settings.client_key is not None:
             key = settings.client_key.get_secret_value()
             await database.write("default", lambda tx: provision_key(tx, key, clock()))
@@ -221,14 +243,20 @@ def create_app(
         uses,
     )
 
+    checkpoints = open_checkpoints(settings, database, clock)
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await migrations.require_head(database)
         await service.limits.start()
         uses.start()
+        if checkpoints is not None:
+            checkpoints.start()
         try:
             yield
         finally:
+            if checkpoints is not None:
+                await checkpoints.stop()
             await uses.stop()
             await service.limits.stop()
             await gate.stop()
@@ -276,7 +304,7 @@ def create_app(
     for module in (checks, roles, memberships, changes, health):
         app.include_router(module.router)
     well_known = well_known_router(keyring, settings.public_url)
-    for module in (api_keys, tenant_settings, tokens):
+    for module in (api_keys, tenant_settings, tokens, audit_proof):
         app.include_router(module.router)
     for router in (keys.rotation, keys.router, well_known):
         app.include_router(router)

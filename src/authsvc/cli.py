@@ -17,7 +17,7 @@ import structlog
 import typer
 
 from authsvc import __version__
-from authsvc.commands import production
+from authsvc.commands import audit_proof, production
 from authsvc.commands.keys import keys
 from authsvc.commands.running import Json, warn, with_database
 from authsvc.commands.tenants import tenants
@@ -37,6 +37,9 @@ cli = typer.Typer(
 cli.add_typer(tenants, name="tenants")
 cli.add_typer(keys, name="keys")
 production.add_to(cli)
+audit = typer.Typer(help="The record of who changed what.", no_args_is_help=True)
+audit_proof.add_to(audit)
+cli.add_typer(audit, name="audit")
 
 UNAVAILABLE = 69
 """Exit status when the database cannot be reached (sysexits.h, EX_UNAVAILABLE)."""

@@ -78,6 +78,7 @@ class Transaction:
     def __init__(self, connection: AsyncConnection, audit_keys: AuditKeys = NO_KEYS) -> None:
         self._connection = connection
         self.audit_keys = audit_keys
+        self.events = 0
         self.failed = False
         self.abandoned = False
 
@@ -152,7 +153,7 @@ class Database:
     ``reader`` and ``writer`` are one engine on PostgreSQL. On SQLite there are two: a writer with
     one connection (SQLite has one writer at a time anyway, and below 3.51.3 two connections that
     checkpoint can damage a WAL file), and readers that never write. ``audit_keys`` seal the audit
-    events that write transactions append.
+    events that write transactions append; ``events_written`` counts those.
     """
 
     def __init__(
@@ -163,6 +164,7 @@ class Database:
         self.label = label
         self._direct = direct
         self.audit_keys = NO_KEYS
+        self.events_written = 0
         self.is_sqlite = writer.dialect.name == "sqlite"
         self._locks: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
         self._pending: set[asyncio.Task[Any]] = set()
@@ -385,6 +387,7 @@ class Database:
             await connection.rollback()
         else:
             await self._commit(connection)
+            self.events_written += transaction.events
         return result
 
     async def _commit(self, connection: AsyncConnection) -> None:

@@ -70,6 +70,7 @@ class Audit:
 
         Raises Unavailable when the database refuses them: what is not recorded does not happen.
         """
+        self._tx.events += len(events)
         try:
             await self._tx.execute(
                 _INSERT,
