@@ -25,7 +25,8 @@ PURE = {
 STORAGE = {"audit_triggers", "column_types", "database", "models"}
 BESIDE = {
     "audit_bundle", "checkpoint_file", "env_file", "host_review", "http_probe", "migrations",
-    "revision_gate", "selftest", "shared_counts", "sqlite_file", "tls_review", "token_secret", "verify_bundle",
+    "revision_gate", "selftest", "shared_counts", "sqlite_file", "tls_review", "token_secret",
+    "verify_bundle",
 }  # fmt: skip
 """Infrastructure that only the composition roots put together (the gate: services too)."""
 OBSERVED = {"audit", "logs", "metrics"}

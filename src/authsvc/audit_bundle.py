@@ -2,7 +2,7 @@
 
 JSON lines. The first says whose events they are and what they follow, one line for each event
 follows, then one for each checkpoint, and the last holds the SHA-256 of all before it, signed with
-the key of checkpoints and sealed with the audit key, where there are such.
+the key of checkpoints where there is one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from authsvc.audit_chain import AuditKeys, canonical
+from authsvc.audit_chain import canonical
 from authsvc.checkpoints import Checkpoint
 from authsvc.errors import InputError, StartError
 from authsvc.records import AuditEvent, Stamp
@@ -78,15 +78,13 @@ class BundleWriter:
         """Write a checkpoint, which proves the events up to what it names."""
         self._write(checkpoint.line + b"\n")
 
-    def end(self, key: Ed25519PrivateKey | None, keys: AuditKeys) -> None:
+    def end(self, key: Ed25519PrivateKey | None) -> None:
         """Sign what was written and put the file in its place, durably. Raises StartError."""
         digest = self._digest.digest()
-        mac = keys.seal(digest, b"bundle")
         self._line(
             {
                 "sha256": digest.hex(),
                 "signature": None if key is None else key.sign(digest).hex(),
-                "mac": None if mac is None else mac.hex(),
             }
         )
         try:

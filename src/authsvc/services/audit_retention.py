@@ -99,7 +99,7 @@ async def write_bundle(
                 named = told.heads.get(segment.tenant_id)
                 if named is not None and named.revision <= until:
                     writer.checkpoint(checkpoint)
-        writer.end(key, database.audit_keys)
+        writer.end(key)
     except BaseException:
         writer.give_up()
         raise
