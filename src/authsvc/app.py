@@ -46,6 +46,7 @@ from authsvc.keyring import Keyring, secret_key
 from authsvc.logs import configure_logs
 from authsvc.rate_budgets import budgets_of
 from authsvc.revision_gate import DEADLINE_SECONDS, Gate, PostgresGate, SqliteGate
+from authsvc.services.activity import Activity
 from authsvc.services.checkpoints import CheckpointMaker, refuse_older_state
 from authsvc.services.current_state import CurrentState
 from authsvc.services.key_use import KeyUse
@@ -232,6 +233,12 @@ def create_app(
     keyring = open_keyring(settings)
     refresh_lifetime = timedelta(days=settings.jwt_refresh_token_expire_days)
     uses = KeyUse(database)
+    activity = Activity(
+        database,
+        clock,
+        enabled=settings.enable_audit_logging,
+        checks=settings.audit_checks,
+    )
     service = Service(
         settings,
         database,
@@ -241,6 +248,7 @@ def create_app(
         Tokens(database, current, keyring, clock, refresh_lifetime, uses),
         open_rate_limits(settings, clock),
         uses,
+        activity,
     )
 
     checkpoints = open_checkpoints(settings, database, clock)
@@ -250,6 +258,7 @@ def create_app(
         await migrations.require_head(database)
         await service.limits.start()
         uses.start()
+        activity.start()
         if checkpoints is not None:
             checkpoints.start()
         try:
@@ -257,6 +266,7 @@ def create_app(
         finally:
             if checkpoints is not None:
                 await checkpoints.stop()
+            await activity.stop()
             await uses.stop()
             await service.limits.stop()
             await gate.stop()
@@ -287,7 +297,9 @@ def create_app(
         cors=cors,
     )
     # Strict names are a rule about names, which the short way only knows the plain form of.
-    if settings.check_short_way and not settings.strict_names:
+    # With every check recorded, each is worth more than the short way saves.
+    short = settings.check_short_way and not activity.records_allowed
+    if short and not settings.strict_names:
         app.short_way = CheckPath(
             partial(FastAPI.__call__, app),
             current,
@@ -298,6 +310,7 @@ def create_app(
             + (() if cors is None else cors.always),
             request_id_of=request_id_of,
             allowed_hosts=settings.allowed_hosts,
+            records_denied=activity.records_denied,
         )
     app.state.service = service
     # The most asked for first: every route before a match costs its own try.

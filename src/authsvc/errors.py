@@ -34,6 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +128,18 @@ class BadRequest(AuthsvcError):
 class Unauthorized(AuthsvcError):
     """No acceptable credential. Every reason gives the same answer.
 
-    ``sent`` tells whether a credential was presented at all (RFC 6750, section 3).
+    ``sent`` tells whether a credential was presented at all (RFC 6750, section 3); ``of`` whose
+    it is, tenant and key, where it is known and has ended. That is for the audit trail alone.
     """
 
     code = "unauthorized"
 
-    def __init__(self, *, sent: bool) -> None:
+    def __init__(self, *, sent: bool, of: tuple[UUID, str] | None = None) -> None:
         super().__init__(
             "A valid credential is required: send 'Authorization: Bearer' and a client key or token"
         )
         self.sent = sent
+        self.of = of
 
 
 class TokenRefused(AuthsvcError):

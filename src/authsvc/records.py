@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 Item = TypeVar("Item")
@@ -170,6 +170,23 @@ class AuditEvent:
     def stamp(self) -> Stamp:
         """The state of the tenant once this event is its newest."""
         return Stamp(self.seq, self.hash)
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something that happened without changing anything. ``tenant_id`` None: nobody is to blame."""
+
+    at: datetime
+    tenant_id: UUID | None
+    action: str
+    entity_type: str
+    entity_id: str
+    actor: str | None
+    address: str | None
+    user_agent: str | None
+    request_id: str | None
+    success: bool
+    details: dict[str, Any]
 
 
 Op = Literal[

@@ -62,8 +62,11 @@ class CheckPath:
         headers: Pairs,
         request_id_of: Callable[[bytes | None], str],
         allowed_hosts: Iterable[str] = (),
+        records_denied: bool = False,
     ) -> None:
-        """``headers``: what every answer under ``/api`` carries. ``allowed_hosts`` as for Edge."""
+        """``headers``: what every answer under ``/api`` carries. ``allowed_hosts`` as for Edge.
+        ``records_denied``: checks that are refused are recorded, by the ordinary route.
+        """
         self._app = app
         self._current = current
         self._tokens = tokens
@@ -71,6 +74,7 @@ class CheckPath:
         self._uses = uses
         self._headers = headers
         self._request_id_of = request_id_of
+        self._records_denied = records_denied
         self._hosts = frozenset(host.encode() for host in allowed_hosts)
         self._digests: dict[bytes, bytes] = {}
         self._verified: dict[bytes, Token] = {}
@@ -143,9 +147,12 @@ class CheckPath:
         if held is None or graph is None or state.dirty or isinstance(held, KeyBacked):
             # With strict users there is more to judge and to tell: the ordinary route does.
             return None
+        is_allowed = allowed(held, graph, wanted, None, at)
+        if self._records_denied and not is_allowed:
+            return None
         if not self._limits.take_check(tenant_id):
             return None
-        return check_body(allowed(held, graph, wanted, None, at), state.stamp.revision, at)
+        return check_body(is_allowed, state.stamp.revision, at)
 
     def _named(self, sent: bytes) -> str | None:
         """The permission a path asks for; None if it is not a name as it stands."""

@@ -54,6 +54,20 @@ def _why(found: Answer) -> dict[str, Any]:
     return {"has_permission": True, "why": {"allowed_by": allowed_by}}
 
 
+def _record(
+    service: Service,
+    caller: Caller,
+    now: datetime,
+    questions: Sequence[Question],
+    answers: Sequence[bool],
+) -> None:
+    """Have checks recorded, where checks are."""
+    activity = service.activity
+    if activity.records_denied:
+        for q, allowed in zip(questions, answers, strict=True):
+            activity.check(caller, now, q.user, q.permission, q.scope, allowed)
+
+
 async def _single(
     service: Service, caller: Caller, question: Question, *, with_why: bool
 ) -> Response:
@@ -62,8 +76,10 @@ async def _single(
     if with_why:
         explained, stamp = await explain_now(service.current, caller, [question], now)
         found, data = explained[0], _why(explained[0])
+        _record(service, caller, now, [question], [found.allowed])
     else:
         found, stamp = await decide_now(service.current, caller, question, now)
+        _record(service, caller, now, [question], [found.allowed])
         if found.reason is None:
             return Response(check_body(found.allowed, stamp.revision, now), media_type=JSON)
         data = {"has_permission": found.allowed}
@@ -135,9 +151,10 @@ async def check_many(
     caller = await service.authenticated(request)
     now = caller.at or service.clock()
     if isinstance(body, PlainChecks):
-        known = plain_checks(service.current, caller, body.checks or [])
-        if known is not None:
-            return _results(*known, now)
+        if not service.activity.records_denied:
+            known = plain_checks(service.current, caller, body.checks or [])
+            if known is not None:
+                return _results(*known, now)
         body = _validated(body)
     if body.checks is not None:
         questions = [Question(item.user, item.permission, item.scope) for item in body.checks]
@@ -152,6 +169,7 @@ async def check_many(
     else:
         allowed, stamp = await check_now(service.current, caller, questions, now)
         results = allowed
+    _record(service, caller, now, questions, allowed)
     if body.checks is None:
         by_name = zip((q.permission for q in questions), results, strict=True)
         return answer({"results": dict(by_name)}, "Answered", stamp.revision, now)

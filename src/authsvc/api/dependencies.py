@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import Depends, Query, Request
 from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 
-from authsvc.api.rate_limits import limit, limit_failures
+from authsvc.api.rate_limits import limit, limit_failures, prefix_of
 from authsvc.clock import Clock
 from authsvc.credentials import digest_of, parse_client_key
 from authsvc.database import IDLE_SECONDS, Database
-from authsvc.errors import Unauthorized
+from authsvc.errors import Forbidden, Unauthorized
 from authsvc.records import EMPTY, LIST_MAX, Caller, Change, Page
 from authsvc.schemas.names import ScopeName, strict_names
+from authsvc.services.activity import Activity
 from authsvc.services.authentication import (
     caller_with_token,
     presented,
@@ -46,6 +48,7 @@ class Service:
     tokens: Tokens
     limits: RateLimits
     uses: KeyUse
+    activity: Activity
 
     async def authenticated(self, request: Request) -> Caller:
         """The caller behind a request's credential, as it is now.
@@ -71,6 +74,11 @@ class Service:
         caller = replace(caller, at=at)
         self._note_use(caller)
         return described(caller, request)
+
+    def refused(self, request: Request, reason: str, of: tuple[UUID, str] | None = None) -> None:
+        """Have a refused credential recorded."""
+        address = prefix_of(request.client.host if request.client else None)
+        self.activity.failed(reason, address, of, self.clock())
 
     def _note_use(self, caller: Caller) -> None:
         if caller.tenant_id is not None and caller.key_id is not None:
@@ -145,8 +153,13 @@ async def admit(request: Request) -> None:
         strict_names.set(True)
     try:
         caller = await service.authenticated(request)
-    except Unauthorized:
+    except Unauthorized as error:
+        reason = "ended" if error.of else "unknown" if error.sent else "missing"
+        service.refused(request, reason, error.of)
         await limit_failures(service.limits, request)
+        raise
+    except Forbidden as error:
+        service.refused(request, error.code)
         raise
     if caller.tenant_id is None:
         # A key that nobody made may be a guess, until its first write has made it one.
@@ -177,7 +190,17 @@ class NeedsScope:
         _documented: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     ) -> Caller:
         caller: Caller = request.state.caller
-        require_scope(caller, self.scope)
+        try:
+            require_scope(caller, self.scope)
+        except Forbidden:
+            service = get_service(request)
+            route = getattr(request.scope.get("route"), "path", "")
+            details = {"scope": self.scope, "method": request.method, "route": route}
+            at, key_id = caller.at or service.clock(), caller.key_id or ""
+            service.activity.note(
+                "scope_refused", "credential", key_id, caller, at, details, success=False
+            )
+            raise
         return caller
 
 

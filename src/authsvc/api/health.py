@@ -92,6 +92,7 @@ async def ready(service: ServiceDep) -> JSONResponse:
     if reasons:
         answered = {"status": "not_ready", "reasons": reasons}
         return JSONResponse(answered, 503, {"Retry-After": "1"})
-    if reduced := service.limits.reduced:
-        return JSONResponse({"status": "degraded", "reasons": [reduced]})
+    reduced = [reason for reason in (service.limits.reduced, service.activity.reduced) if reason]
+    if reduced:
+        return JSONResponse({"status": "degraded", "reasons": reduced})
     return JSONResponse({"status": "ready", "reasons": []})

@@ -11,6 +11,7 @@ import base64
 import binascii
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -27,6 +28,7 @@ from authsvc.api.route import contract_route
 from authsvc.errors import BadRequest, TokenRefused
 from authsvc.records import Caller
 from authsvc.schemas import tokens as schemas
+from authsvc.services.tokens import Issued
 
 router = APIRouter(prefix="/api", tags=["Tokens"], route_class=contract_route(json_bodies=False))
 
@@ -136,6 +138,8 @@ async def _refusing(
     try:
         return await work()
     except TokenRefused as error:
+        if error.code in ("invalid_client", "invalid_grant"):
+            service.refused(request, error.code)
         if error.code != "invalid_scope":
             # All the others may come from somebody who has no credential at all.
             await limit_failures(service.limits, request)
@@ -158,6 +162,13 @@ async def _client(
     return described(caller, request), now
 
 
+def _note(service: Service, action: str, by: Caller, issued: Issued) -> None:
+    """Have it recorded that a token was given."""
+    details = {"key_id": issued.token.key_id, "scope": issued.scope}
+    at = by.at or service.clock()
+    service.activity.note(action, "token", issued.token.family, by, at, details)
+
+
 @router.post(
     "/token",
     summary="Ask for an access token, or renew one",
@@ -177,13 +188,16 @@ async def token(request: Request, service: ServiceDep) -> Response:
         if grant == "client_credentials":
             caller, now = await _client(service, request, fields)
             issued = await service.tokens.issue(caller, now, fields.get("scope"))
+            _note(service, "issue", caller, issued)
         elif grant == "refresh_token":
             text = fields.get("refresh_token")
             if text is None:
                 raise TokenRefused("invalid_request", "'refresh_token' is missing")
-            issued = await service.tokens.refresh(
-                text, described(None, request), partial(limit_tokens, service.limits, request)
-            )
+            by = described(None, request)
+            admit = partial(limit_tokens, service.limits, request)
+            issued = await service.tokens.refresh(text, by, admit)
+            by = replace(by, tenant_id=issued.token.tenant_id, key_id=issued.token.key_id)
+            _note(service, "refresh", by, issued)
         elif grant is None:
             raise TokenRefused("invalid_request", "'grant_type' is missing")
         else:

@@ -58,7 +58,7 @@ def caller_of(credential: Credential, digest: bytes, now: datetime) -> Caller:
     Raises Unauthorized if the key has ended, Forbidden if its tenant is disabled.
     """
     if not is_alive(credential, now):
-        raise Unauthorized(sent=True)
+        raise Unauthorized(sent=True, of=(credential.key.tenant_id, credential.key.id))
     if credential.disabled_at is not None:
         raise Forbidden("This tenant is disabled: ask its operator", "tenant_disabled")
     key = credential.key
@@ -93,8 +93,11 @@ def caller_with_token(session: Session | None, token: Token, stamp: Stamp, now: 
 
     Raises Unauthorized, and Forbidden if the tenant is disabled.
     """
-    if session is None or not is_in_force(session, token, now):
+    if session is None:
         raise Unauthorized(sent=True)
+    if not is_in_force(session, token, now):
+        key = session.credential.key
+        raise Unauthorized(sent=True, of=(key.tenant_id, key.id))
     caller = caller_of(session.credential, session.digest, now)
     ends = min(token.expires_at, caller.expires_at or token.expires_at)
     return replace(

@@ -25,7 +25,7 @@ from authsvc.errors import Forbidden, TokenRefused, Unauthorized, Unavailable
 from authsvc.keyring import Keyring, Token
 from authsvc.records import SCOPES, Caller, Stamp, covered
 from authsvc.repositories.tokens import TokenFamilies, find_session_by_handle
-from authsvc.services.authentication import caller_of, is_in_force
+from authsvc.services.authentication import caller_of, is_alive, is_in_force
 from authsvc.services.changes import lock_tenant, origin, record
 from authsvc.services.current_state import CurrentState
 from authsvc.services.key_use import KeyUse
@@ -39,8 +39,9 @@ _refresh_token = re.compile(r"rft_[A-Za-z0-9_-]{65}").fullmatch
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """The answer to a request for tokens."""
+    """The answer to a request for tokens; ``token`` is what the access token says."""
 
+    token: Token
     access_token: str = field(repr=False)
     refresh_token: str = field(repr=False)
     expires_in: int
@@ -187,9 +188,9 @@ class Tokens:
         if not await self._database.write(session.family, spend):
             await self._end(session, by, "reuse_detected")
             raise _bad_grant()
-        key = session.credential.key
+        key_id = session.credential.key.id
         return self._issued(
-            tenant_id, key.id, session.family, session.generation, session.scopes, successor, now,
+            tenant_id, key_id, session.family, session.generation, session.scopes, successor, now,
             session.expires_at,
         )  # fmt: skip
 
@@ -271,6 +272,7 @@ class Tokens:
             until=end,
         )
         return Issued(
+            token,
             access_token=text,
             refresh_token=refresh,
             expires_in=max(0, int((token.expires_at - token.issued_at).total_seconds())),
@@ -292,10 +294,10 @@ class Tokens:
 
     async def _owned(self, text: str, by: Caller) -> Session | None:
         token = self._read_or_none(text)
-        if token is not None:
-            session = (await self._current.session(token.tenant_id, token.family))[0]
-        else:
+        if token is None:
             session = await self._family(text)
+        else:
+            session = (await self._current.session(token.tenant_id, token.family))[0]
         if session is None or session.credential.key.tenant_id != by.tenant_id:
             return None
         own = session.credential.key.id == by.key_id or "admin" in by.scopes
@@ -327,11 +329,7 @@ def _usable(session: Session, now: datetime) -> bool:
     """Whether a family may still be refreshed, as far as it does not depend on its token."""
     if session.revoked_at is not None or now >= session.expires_at:
         return False
-    try:
-        caller_of(session.credential, session.digest, now)
-    except (Unauthorized, Forbidden):
-        return False
-    return True
+    return is_alive(session.credential, now) and session.credential.disabled_at is None
 
 
 def _bad_grant() -> TokenRefused:
@@ -341,8 +339,8 @@ def _bad_grant() -> TokenRefused:
 def _scopes(text: str) -> frozenset[str]:
     names = text.split(" ")
     if not names or any(name not in SCOPES for name in names):
-        known = ", ".join(SCOPES)
-        raise TokenRefused("invalid_scope", f"Scopes are words of {known}, with blanks between")
+        message = f"Scopes are words of {', '.join(SCOPES)}, with blanks between"
+        raise TokenRefused("invalid_scope", message)
     return frozenset(names)
 
 
