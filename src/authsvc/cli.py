@@ -18,9 +18,11 @@ import typer
 
 from authsvc import __version__
 from authsvc.commands import audit_proof, production
+from authsvc.commands.incident import incident
 from authsvc.commands.keys import keys
 from authsvc.commands.running import Json, warn, with_database
 from authsvc.commands.tenants import tenants
+from authsvc.commands.verify import verify
 from authsvc.credentials import new_client_key
 from authsvc.database import Database, refusals
 from authsvc.errors import AuthsvcError, StartError, Unavailable
@@ -40,6 +42,8 @@ production.add_to(cli)
 audit = typer.Typer(help="The record of who changed what.", no_args_is_help=True)
 audit_proof.add_to(audit)
 cli.add_typer(audit, name="audit")
+cli.command()(verify)
+cli.add_typer(incident, name="incident")
 
 UNAVAILABLE = 69
 """Exit status when the database cannot be reached (sysexits.h, EX_UNAVAILABLE)."""

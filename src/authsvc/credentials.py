@@ -65,3 +65,8 @@ def seal(key: str, text: bytes, about: bytes) -> bytes:
 def unseal(key: str, sealed: bytes, about: bytes) -> bytes:
     """What ``seal`` sealed for this key; raises ``cryptography.exceptions.InvalidTag``."""
     return _sealing_key(key).decrypt(sealed[:12], sealed[12:], about)
+
+
+def fingerprint(digest: bytes) -> str:
+    """16 hexadecimal digits that tell one stored digest from another and tell nothing about it."""
+    return hashlib.sha256(b"authsvc fingerprint" + digest).hexdigest()[:16]

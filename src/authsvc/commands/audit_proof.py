@@ -29,7 +29,17 @@ from authsvc.settings import Settings, load_settings
 INTACT, TAMPERED, INCOMPLETE = 0, 1, 2
 """Exit status of what verifies."""
 
-_Tenant = Annotated[str | None, typer.Option("--tenant", help="Only this tenant.")]
+WORDS = {INTACT: "intact", TAMPERED: "tampered", INCOMPLETE: "incomplete"}
+
+TenantOption = Annotated[str | None, typer.Option("--tenant", help="Only this tenant.")]
+CheckpointsOption = Annotated[
+    Path | None,
+    typer.Option(help="A file of checkpoints; AUTH_CHECKPOINT_FILE if it is not given."),
+]
+PublicKeyOption = Annotated[
+    Path | None,
+    typer.Option(help="The public key of checkpoints; that of the settings if not given."),
+]
 _Yes = Annotated[bool, typer.Option("--yes", help="Do it; without it, only show what would be.")]
 
 
@@ -40,27 +50,19 @@ def add_to(audit: typer.Typer) -> None:
 
 
 def verify(
-    tenant: _Tenant = None,
-    checkpoints: Annotated[
-        Path | None,
-        typer.Option(help="A file of checkpoints; AUTH_CHECKPOINT_FILE if it is not given."),
-    ] = None,
-    public_key: Annotated[
-        Path | None,
-        typer.Option(help="The public key of checkpoints; that of the settings if not given."),
-    ] = None,
+    tenant: TenantOption = None,
+    checkpoints: CheckpointsOption = None,
+    public_key: PublicKeyOption = None,
     as_json: Json = False,
 ) -> None:
     """Walk every chain: its hashes, its seals, and what checkpoints say. Exit 0, 1 or 2.
 
     0: intact. 1: something is not what was written. 2: nothing contradicts, but something that
-    proves it was not there.
+    proves it was not there. 'authsvc verify' also compares the tables with the trail.
     """
     settings = load_settings()
-    key = _public_key(public_key, settings)
-    file = checkpoints or settings.checkpoint_file
-    if checkpoints is not None and not checkpoints.exists():
-        raise SettingsError(f"--checkpoints: there is no {checkpoints}")
+    key = public_key_of(public_key, settings)
+    file = file_of(checkpoints, settings)
 
     async def work(database: Database) -> Verdict:
         async with database.read() as tx:
@@ -77,13 +79,21 @@ def verify(
         raise NotFound("tenant_not_found", f"There is no tenant called '{tenant}'")
     status = TAMPERED if verdict.tampered else INCOMPLETE if verdict.incomplete else INTACT
     if as_json:
-        typer.echo(json.dumps(_shown(verdict, status)))
+        typer.echo(json.dumps(shown_verdict(verdict, status)))
     else:
-        _print(verdict, outside=file is not None)
+        show_verdict(verdict, outside=file is not None)
     raise SystemExit(status)
 
 
-def _public_key(path: Path | None, settings: Settings) -> Ed25519PublicKey | None:
+def file_of(checkpoints: Path | None, settings: Settings) -> Path | None:
+    """The file of checkpoints that is asked for, or that of the settings. Raises SettingsError."""
+    if checkpoints is not None and not checkpoints.exists():
+        raise SettingsError(f"--checkpoints: there is no {checkpoints}")
+    return checkpoints or settings.checkpoint_file
+
+
+def public_key_of(path: Path | None, settings: Settings) -> Ed25519PublicKey | None:
+    """The public key that is asked for, or that of the settings. Raises SettingsError."""
     if path is None:
         return None if settings.audit.signs is None else settings.audit.signs.public_key()
     try:
@@ -96,12 +106,10 @@ def _public_key(path: Path | None, settings: Settings) -> Ed25519PublicKey | Non
     return key
 
 
-_WORDS = {INTACT: "intact", TAMPERED: "tampered", INCOMPLETE: "incomplete"}
-
-
-def _shown(verdict: Verdict, status: int) -> dict[str, Any]:
+def shown_verdict(verdict: Verdict, status: int) -> dict[str, Any]:
+    """What was found, for machines."""
     return {
-        "verdict": _WORDS[status],
+        "verdict": WORDS[status],
         "checkpoints": verdict.checkpoints,
         "problems": verdict.problems,
         "lacking": verdict.lacking,
@@ -121,7 +129,8 @@ def _shown(verdict: Verdict, status: int) -> dict[str, Any]:
     }
 
 
-def _print(verdict: Verdict, *, outside: bool) -> None:
+def show_verdict(verdict: Verdict, *, outside: bool) -> None:
+    """What was found, for people. ``outside``: a file of checkpoints was at hand."""
     rows = [
         (
             proof.name,
@@ -132,19 +141,18 @@ def _print(verdict: Verdict, *, outside: bool) -> None:
         )
         for proof in verdict.proofs
     ]
-    typer.echo(table(("TENANT", "EVENTS", "SEALED", "PRUNED TO", "STATE"), rows))
+    typer.echo(table(("TENANT", "EVENTS", "SEALED", "PRUNED TO", "TRAIL"), rows))
     typer.echo("")
     for problem in verdict.problems:
         typer.echo(f"TAMPERED  {problem}")
     for proof in verdict.proofs:
         if proof.problem:
             typer.echo(f"TAMPERED  {proof.name}: {proof.problem}")
-    for sentence in dict.fromkeys(
-        [*verdict.lacking, *(s for p in verdict.proofs for s in p.lacking)]
-    ):
+    lacking = [*verdict.lacking, *(s for proof in verdict.proofs for s in proof.lacking)]
+    for sentence in dict.fromkeys(lacking):
         typer.echo(f"INCOMPLETE  {sentence}")
     if not verdict.tampered and not verdict.incomplete:
-        typer.echo(f"Intact, {verdict.checkpoints} checkpoints agree.")
+        typer.echo(f"The trails are intact, {verdict.checkpoints} checkpoints agree.")
     if not outside:
         typer.echo(
             "Without a file of checkpoints from outside the database a trail whose end was cut, or"
@@ -228,7 +236,7 @@ def prune(
     older_than: Annotated[
         int, typer.Option("--older-than", min=1, metavar="DAYS", help="Prune what is older.")
     ] = 365,
-    tenant: _Tenant = None,
+    tenant: TenantOption = None,
     yes: _Yes = False,
     as_json: Json = False,
 ) -> None:

@@ -6,7 +6,18 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, delete, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from authsvc import models
 from authsvc.database import Database, Transaction
@@ -106,7 +117,14 @@ class TokenFamilies:
         at: datetime,
         expires_at: datetime,
     ) -> None:
-        """Store a new family; ``handle`` and ``current`` are digests."""
+        """Store a new family; ``handle`` and ``current`` are digests.
+
+        The tenant's row is held meanwhile: a lockdown comes before it or sees it.
+        """
+        tenant = models.tenant
+        await self._tx.execute(
+            select(tenant.c.id).where(tenant.c.id == self._tenant).with_for_update(read=True)
+        )
         await self._tx.execute(
             insert(_family),
             {
@@ -146,6 +164,35 @@ class TokenFamilies:
             .values(revoked_at=at)
         )
         return revoked.rowcount == 1
+
+    async def lock_down(self, at: datetime) -> int:
+        """End every family, and have every access token refused; how many families that were."""
+        tenant = models.tenant
+        # First what new families wait for.
+        await self._tx.execute(
+            update(tenant)
+            .where(tenant.c.id == self._tenant)
+            .values(token_generation=tenant.c.token_generation + 1)
+        )
+        ended = await self._tx.execute(
+            update(_family)
+            .where(_family.c.tenant_id == self._tenant, _family.c.revoked_at.is_(None))
+            .values(revoked_at=at)
+        )
+        return int(ended.rowcount)
+
+    async def count_live(self, now: datetime) -> int:
+        """How many families are in force."""
+        found = await self._tx.execute(
+            select(func.count())
+            .select_from(_family)
+            .where(
+                _family.c.tenant_id == self._tenant,
+                _family.c.revoked_at.is_(None),
+                _family.c.expires_at > now,
+            )
+        )
+        return int(found.scalar_one())
 
     async def forget_ended(self, before: datetime) -> None:
         """Delete what ended before this instant; its tokens have ended with it."""

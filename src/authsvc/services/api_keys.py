@@ -9,7 +9,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from authsvc.clock import Clock
-from authsvc.credentials import digest_of, new_api_key, new_key_id, parse_api_key
+from authsvc.credentials import digest_of, fingerprint, new_api_key, new_key_id, parse_api_key
 from authsvc.database import Transaction
 from authsvc.errors import Busy, Conflict, InputError, NotFound
 from authsvc.records import EMPTY, ApiKey, Caller, Listing, Page, Stamp
@@ -40,19 +40,20 @@ class Validated:
     refusal: Refusal | None = None
 
 
-def api_key_event(action: str, key: ApiKey) -> dict[str, Any]:
-    """An event about an API key, which never contains the key or its digest."""
-    return {
-        "action": action,
-        "entity_type": "api_key",
-        "entity_id": key.id,
-        "details": {
-            "user": key.user,
-            "label": key.label,
-            "key_prefix": key.prefix,
-            "expires_at": key.expires_at.isoformat() if key.expires_at else None,
-        },
+def api_key_event(action: str, key: ApiKey, digest: bytes | None = None) -> dict[str, Any]:
+    """An event about an API key, which never contains the key or its digest.
+
+    That of a key just made holds the fingerprint of its digest.
+    """
+    details: dict[str, Any] = {
+        "user": key.user,
+        "label": key.label,
+        "key_prefix": key.prefix,
+        "expires_at": key.expires_at.isoformat() if key.expires_at else None,
     }
+    if digest is not None:
+        details["fingerprint"] = fingerprint(digest)
+    return {"action": action, "entity_type": "api_key", "entity_id": key.id, "details": details}
 
 
 def add_api_key(
@@ -74,8 +75,9 @@ def add_api_key(
             raise Conflict(f"This user has {MOST_ACTIVE} keys in force: revoke one first")
         secret = new_api_key()
         key = ApiKey(new_key_id(), user, label, secret[:PREFIX_LENGTH], now, expires_at, None)
-        await keys.add(key, digest_of(secret))
-        return [api_key_event("create", key)], shown(key, secret)
+        digest = digest_of(secret)
+        await keys.add(key, digest)
+        return [api_key_event("create", key, digest)], shown(key, secret)
 
     return work
 

@@ -12,7 +12,7 @@ from uuid import UUID
 from authsvc import audit_chain
 from authsvc.change_set import ChangeSet, Rows, Touched
 from authsvc.clock import Clock
-from authsvc.credentials import new_key_id
+from authsvc.credentials import fingerprint, new_key_id
 from authsvc.database import Transaction
 from authsvc.decision_cache import Credential
 from authsvc.errors import AuthsvcError, Unauthorized
@@ -192,29 +192,30 @@ async def register(
     made = await Tenants(tx).add(tenant_id, str(tenant_id), now)
     if not made or not await Keys(tx, tenant_id).add(key, caller.digest):
         raise RegisteredMeanwhile("This key was registered a moment ago; repeat the request")
-    return tenant_id, key_id, registration_events(str(tenant_id), key)
+    return tenant_id, key_id, registration_events(str(tenant_id), key, caller.digest)
 
 
-def registration_events(name: str, key: ClientKey) -> list[dict[str, Any]]:
+def registration_events(name: str, key: ClientKey, digest: bytes) -> list[dict[str, Any]]:
     """The first two events of every tenant: itself and its first key."""
     return [
         {"action": "create", "entity_type": "tenant", "entity_id": name, "details": {}},
-        key_event("create", key),
+        key_event("create", key, digest),
     ]
 
 
-def key_event(action: str, key: ClientKey) -> dict[str, Any]:
-    """An event about a client key, which never contains the key or its digest."""
-    return {
-        "action": action,
-        "entity_type": "key",
-        "entity_id": key.id,
-        "details": {
-            "label": key.label,
-            "scopes": sorted(key.scopes),
-            "expires_at": key.expires_at.isoformat() if key.expires_at else None,
-        },
+def key_event(action: str, key: ClientKey, digest: bytes | None = None) -> dict[str, Any]:
+    """An event about a client key, which never contains the key or its digest.
+
+    That of a key just made holds the fingerprint of its digest.
+    """
+    details: dict[str, Any] = {
+        "label": key.label,
+        "scopes": sorted(key.scopes),
+        "expires_at": key.expires_at.isoformat() if key.expires_at else None,
     }
+    if digest is not None:
+        details["fingerprint"] = fingerprint(digest)
+    return {"action": action, "entity_type": "key", "entity_id": key.id, "details": details}
 
 
 async def touched_by(

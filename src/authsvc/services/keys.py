@@ -160,8 +160,9 @@ def add_key(
             raise InputError.of("label", "This label belongs to the key of the settings.")
         key = ClientKey(new_key_id(), tenant_id, label, frozenset(scopes), now, expires_at, None)
         secret = new_client_key()
-        await Keys(tx, tenant_id).add(key, digest_of(secret))
-        return [key_event("create", key)], shown(key, secret)
+        digest = digest_of(secret)
+        await Keys(tx, tenant_id).add(key, digest)
+        return [key_event("create", key, digest)], shown(key, secret)
 
     return work
 
@@ -183,7 +184,8 @@ def rotate_key(overlap: timedelta, shown: Callable[..., Any]) -> Mint:
             old = replace(old, label=label)
         key = ClientKey(new_key_id(), tenant_id, label, old.scopes, now, None, None)
         secret = new_client_key()
-        await keys.add(key, digest_of(secret))
+        digest = digest_of(secret)
+        await keys.add(key, digest)
         if not overlap:
             await keys.revoke(old.id, now)
             ended, end = key_event("delete", old), now
@@ -191,7 +193,7 @@ def rotate_key(overlap: timedelta, shown: Callable[..., Any]) -> Mint:
             end = min(now + overlap, old.expires_at or now + overlap)
             await keys.set_end(old.id, end)
             ended = key_event("update", replace(old, expires_at=end))
-        return [key_event("create", key), ended], shown(key, secret, end)
+        return [key_event("create", key, digest), ended], shown(key, secret, end)
 
     return work
 

@@ -61,9 +61,11 @@ async def create_tenant(
         raise Conflict(f"There is a tenant called '{name}' already: choose another name")
     secret = key or new_client_key()
     stored = _new_key(tenant_id, label, now)
-    if not await Keys(tx, tenant_id).add(stored, digest_of(secret)):
+    digest = digest_of(secret)
+    if not await Keys(tx, tenant_id).add(stored, digest):
         raise Conflict("This client key is in use already: make another one")
-    await record(tx, tenant_id, EMPTY, registration_events(name, stored), _by(actor), now)
+    events = registration_events(name, stored, digest)
+    await record(tx, tenant_id, EMPTY, events, _by(actor), now)
     return NewTenant(tenant_id, name, stored.id, secret)
 
 
@@ -75,14 +77,16 @@ async def lend_key(tx: Transaction, name: str, now: datetime, life: timedelta) -
     tenant = await Tenants(tx).named(name)
     tenant_id = uuid.uuid4() if tenant is None else tenant.id
     secret = new_client_key()
+    digest = digest_of(secret)
     stored = replace(_new_key(tenant_id, _LENT, now), expires_at=now + life)
     if tenant is None:
         if not await Tenants(tx).add(tenant_id, name, now):
             raise Conflict(f"The tenant '{name}' was made by another at the same time: try again")
-        stamp, events = EMPTY, registration_events(name, stored)
+        stamp, events = EMPTY, registration_events(name, stored, digest)
     else:
-        stamp, events = await lock_tenant(tx, tenant_id), [key_event("create", stored)]
-    if not await Keys(tx, tenant_id).add(stored, digest_of(secret)):
+        stamp = await lock_tenant(tx, tenant_id)
+        events = [key_event("create", stored, digest)]
+    if not await Keys(tx, tenant_id).add(stored, digest):
         raise Conflict("This client key is in use already: try again")
     await record(tx, tenant_id, stamp, events, _by(_LENT), now)
     return NewTenant(tenant_id, name, stored.id, secret)
@@ -135,7 +139,7 @@ async def provision_key(tx: Transaction, key: str, now: datetime) -> None:
         added = _new_key(tenant.id, PROVISIONED, now)
         if not await keys.add(added, digest):
             raise _refused("belongs to another tenant")
-        events.append(key_event("create", added))
+        events.append(key_event("create", added, digest))
         current = added.id
     else:
         if known.key.tenant_id != tenant.id:
