@@ -18,7 +18,7 @@ SETTINGS = {
     "settings_sources", "vault",
 }  # fmt: skip
 PURE = {
-    "alert_rules", "audit_chain", "change_set", "checkpoints", "clock", "credentials", "cursor",
+    "alert_rules", "alerting", "audit_chain", "change_set", "checkpoints", "clock", "credentials", "cursor",
     "decision", "decision_cache", "keyring", "network_names", "postgresql_url", "rate_budgets",
     "replay", "role_graph", "secret_strength", "time_ids",
 }  # fmt: skip
@@ -26,7 +26,7 @@ STORAGE = {"audit_triggers", "column_types", "database", "models"}
 BESIDE = {
     "audit_bundle", "checkpoint_file", "env_file", "host_review", "http_probe", "migrations",
     "revision_gate", "selftest", "shared_counts", "sqlite_file", "tls_review", "token_secret",
-    "verify_bundle",
+    "verify_bundle", "webhook",
 }  # fmt: skip
 """Infrastructure that only the composition roots put together (the gate: services too)."""
 OBSERVED = {"audit", "logs", "metrics"}
@@ -65,6 +65,7 @@ ALLOWED: dict[str, set[str]] = {
         "revision_gate",
         "services",
         "shared_counts",
+        "webhook",
     },
     "schemas": {"errors", "sanitizer", "schemas"},
     "api": BASE | PURE | {"api", "database", "metrics", "schemas", "services", "settings"},

@@ -19,9 +19,11 @@ on_postgresql = pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
 TABLES = {
     "tenant", "tenant_head", "client_key", "role", "role_parent", "role_permission", "membership",
     "minted", "token_family", "audit_event", "api_key", "audit_anchor", "tenant_erasure",
-    "audit_checkpoint", "audit_progress", "outgoing", "activity_event", "grant_use",
+    "audit_checkpoint", "audit_progress", "outgoing", "activity_event", "grant_use", "alerts_begun",
 }  # fmt: skip
-ACROSS_TENANTS = {"tenant", "tenant_erasure", "audit_checkpoint", "outgoing", "activity_event"}
+ACROSS_TENANTS = {
+    "tenant", "tenant_erasure", "audit_checkpoint", "outgoing", "activity_event", "alerts_begun",
+}  # fmt: skip
 """The tables that are not a tenant's."""
 
 

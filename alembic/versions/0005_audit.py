@@ -67,11 +67,18 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_table(
+        "alerts_begun",
+        sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("at", UtcDateTime(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_alerts_begun"),
+    )
+    op.create_table(
         "outgoing",
         sa.Column("id", sa.LargeBinary(16), nullable=False),
         sa.Column("kind", name_type(32), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.Column("created_at", UtcDateTime(), nullable=False),
+        sa.Column("claimed_until", UtcDateTime()),
         sa.PrimaryKeyConstraint("id", name="pk_outgoing"),
     )
     op.create_table(
@@ -153,7 +160,7 @@ def downgrade() -> None:
         for name in ("kept", "not_deleted", "not_replaced"):
             op.execute(f"DROP TRIGGER audit_event_{name}")
     for table in (
-        "grant_use", "activity_event", "outgoing", "audit_progress", "audit_checkpoint",
+        "grant_use", "activity_event", "outgoing", "alerts_begun", "audit_progress", "audit_checkpoint",
         "tenant_erasure", "audit_anchor",
     ):  # fmt: skip
         op.drop_table(table)

@@ -230,6 +230,14 @@ audit_progress = Table(
     sqlite_with_rowid=False,
 )
 
+# That alerts were switched on, and when: what was there before is history.
+alerts_begun = Table(
+    "alerts_begun",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", UtcDateTime, nullable=False),
+)
+
 # What is to be sent to the webhook and has not been taken yet; ids sort by time.
 outgoing = Table(
     "outgoing",
@@ -238,6 +246,7 @@ outgoing = Table(
     Column("kind", name_type(32), nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("claimed_until", UtcDateTime),
 )
 
 # What happened without changing anything; ids sort by time. A tenant's rows may outlive a moment
