@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from authsvc import __version__, migrations
 from authsvc.api import (
     api_keys,
+    audit,
     changes,
     checks,
     health,
@@ -74,6 +75,7 @@ _TAGS = [
     {"name": "Keys", "description": "The credentials of the tenant."},
     {"name": "API keys", "description": "Keys for the tenant's own users."},
     {"name": "Settings", "description": "What the tenant has chosen for itself."},
+    {"name": "Audit", "description": "Who did what, when and from where."},
     {"name": "Tokens", "description": "Short-lived credentials, asked for with a client key."},
     {"name": "Workflows", "description": "Permissions that are named like workflows."},
     {"name": "Service", "description": "Is the service well?"},
@@ -276,7 +278,7 @@ def create_app(
     for module in (checks, roles, memberships, changes, health):
         app.include_router(module.router)
     well_known = well_known_router(keyring, settings.public_url)
-    for module in (api_keys, tenant_settings, tokens):
+    for module in (api_keys, tenant_settings, audit, tokens):
         app.include_router(module.router)
     for router in (keys.rotation, keys.router, well_known):
         app.include_router(router)

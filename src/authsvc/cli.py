@@ -18,6 +18,7 @@ import typer
 
 from authsvc import __version__
 from authsvc.commands import production
+from authsvc.commands.audit import audit
 from authsvc.commands.keys import keys
 from authsvc.commands.running import Json, warn, with_database
 from authsvc.commands.tenants import tenants
@@ -36,6 +37,7 @@ cli = typer.Typer(
 )
 cli.add_typer(tenants, name="tenants")
 cli.add_typer(keys, name="keys")
+cli.add_typer(audit, name="audit")
 production.add_to(cli)
 
 UNAVAILABLE = 69

@@ -183,6 +183,7 @@ class NeedsScope:
 
 CheckCaller = Annotated[Caller, Depends(NeedsScope("check"))]
 ReadCaller = Annotated[Caller, Depends(NeedsScope("read"))]
+AuditCaller = Annotated[Caller, Depends(NeedsScope("audit"))]
 AdminCaller = Annotated[Caller, Depends(NeedsScope("admin"))]
 WriteCaller = Annotated[Caller, Depends(NeedsScope("write"))]
 
