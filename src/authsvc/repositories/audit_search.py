@@ -75,7 +75,7 @@ class AuditSearch:
             statement = statement.where(_event.c.at >= since)
         if until is not None:
             statement = statement.where(_event.c.at < until)
-        row = (await self._tx.execute(statement, {"tenant": self._tenant})).one()
+        row: Any = (await self._tx.execute(statement, {"tenant": self._tenant})).one()
         return (row[0] or 0, row[1] or 0)
 
     async def policy(
