@@ -19,7 +19,7 @@ from authsvc.records import Change
 from authsvc.repositories.audit import Audit
 from authsvc.services.changes import apply_changes
 from authsvc.time_ids import new_time_id
-from conftest import TenantAtWork
+from conftest import Storage, TenantAtWork
 from http_api import instant
 
 ACTORS = ("key_a", "key_b", "command")
@@ -31,6 +31,13 @@ _ACTIVITY = (
     ("auth_failure", "credential", "unknown_key"),
     ("issue", "token", "fam_1"),
 )
+
+
+def storage_settings(storage: Storage) -> dict[str, str]:
+    """What the environment names a test's database by."""
+    if storage.path is not None:
+        return {"AUTH_SQLITE_PATH": str(storage.path)}
+    return {"AUTH_POSTGRESQL_URL": storage.url}
 
 
 async def act(
