@@ -245,7 +245,8 @@ def test_every_command_explains_itself(home: Home) -> None:
     commands = (
         "", "serve", "migrate", "tenants", "tenants create", "tenants list", "tenants disable",
         "tenants enable", "tenants erase", "keys", "keys issue", "keys list", "keys revoke",
-        "keys rotate", "init", "doctor", "selftest",
+        "keys rotate", "audit", "audit query", "audit tail", "audit export", "init", "doctor",
+        "selftest",
     )  # fmt: skip
     asked = home.run_all(*(f"{command} --help" for command in commands))
     for command, done in asked.items():
