@@ -87,7 +87,7 @@ async def test_every_filter_answers_as_a_plain_list_would(
         Selection(until=begin - timedelta(days=1)),
         Selection(stream="activity", until=begin - timedelta(days=30_000)),
     ]
-    combined = [at_random(chance, begin, clock()) for _ in range(130)]
+    combined = [at_random(chance, policy + activity) for _ in range(130)]
     sizes = []
     for wanted in alone + combined:
         entries = policy if wanted.stream == "policy" else activity
@@ -344,10 +344,10 @@ async def test_exports_hold_what_pages_hold(
     api: Api, owner: TenantAtWork, new_tenant: NewTenant, clock: ControlledClock
 ) -> None:
     chance = random.Random(7)
-    begin = clock()
     await busy_days([owner, await new_tenant()], chance, 40)
+    entries = await policy_entries(owner)
     for wanted in [Selection(), Selection(stream="activity")] + [
-        at_random(chance, begin, clock()) for _ in range(15)
+        at_random(chance, entries) for _ in range(15)
     ]:
         params = as_query(wanted)
         expected = await asked(api, params)

@@ -197,15 +197,16 @@ def matching(
     return kept if wanted.oldest_first else kept[::-1]
 
 
-def at_random(chance: random.Random, first: datetime, last: datetime) -> Selection:
-    """A selection with any number of filters."""
+def at_random(chance: random.Random, entries: Sequence[dict[str, Any]]) -> Selection:
+    """A selection with any number of filters, bounded by moments at which something happened."""
+    moments = sorted({datetime.fromisoformat(entry["timestamp"]) for entry in entries})
+    nearby = (timedelta(0), timedelta(0), timedelta(microseconds=1), timedelta(minutes=-7))
 
     def maybe(*values: Any) -> Any:
         return chance.choice(values) if chance.random() < 0.3 else None
 
-    span = (last - first).total_seconds()
-    since = maybe(first + timedelta(seconds=round(chance.random() * span)))
-    until = maybe(first + timedelta(seconds=round(chance.random() * span * 1.2)), last)
+    since = maybe(chance.choice(moments) + chance.choice(nearby))
+    until = maybe(chance.choice(moments) + chance.choice(nearby), moments[-1] + timedelta(days=1))
     if since is not None and until is not None and until <= since:
         since, until = until, since + timedelta(microseconds=1)
     hours = None if since is not None or until is not None else maybe(1, 5, 24)

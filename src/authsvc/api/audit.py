@@ -49,15 +49,22 @@ async def selection_of(
     stream: Annotated[
         Stream, Query(description="`policy`: what changed; `activity`: what else happened")
     ] = "policy",
-    action: Annotated[schemas.Word | None, Query()] = None,
-    entity_type: Annotated[schemas.Word | None, Query()] = None,
+    action: Annotated[
+        schemas.Word | None, Query(description="Such as `create`, `grant`, `add`, `remove`")
+    ] = None,
+    entity_type: Annotated[
+        schemas.Word | None, Query(description="Such as `role`, `permission`, `membership`")
+    ] = None,
     entity_id: Annotated[
         schemas.Searched | None, Query(description="The name of what it happened to")
     ] = None,
     actor: Annotated[
         schemas.Searched | None, Query(description="The id of a client key, or `command`")
     ] = None,
-    outcome: Annotated[Literal["success", "failure"] | None, Query()] = None,
+    outcome: Annotated[
+        Literal["success", "failure"] | None,
+        Query(description="Whether it was let through; every change in `policy` was"),
+    ] = None,
     ip: Annotated[schemas.Searched | None, Query(description="The address it came from")] = None,
     hours: Annotated[
         int | None,
