@@ -103,6 +103,26 @@ async def test_every_filter_answers_as_a_plain_list_would(
     assert len([size for size in sizes if size > 1]) > 50
 
 
+async def test_bounds_are_exact(
+    api: Api, owner: TenantAtWork, new_tenant: NewTenant, clock: ControlledClock
+) -> None:
+    rows = await busy_days([owner, await new_tenant()], random.Random(3), 25)
+    for stream, entries in (
+        ("policy", await policy_entries(owner)),
+        ("activity", activity_entries(rows, owner.id)),
+    ):
+        moments = sorted({entry["timestamp"] for entry in entries})
+        assert len(moments) > 3
+        for moment in moments:
+            for order in ("asc", "desc"):
+                params = {"stream": stream, "order": order, "limit": "1000"}
+                later = await asked(api, params | {"since": moment})
+                earlier = await asked(api, params | {"until": moment})
+                assert min(entry["timestamp"] for entry in later) == moment
+                assert not [entry for entry in earlier if entry["timestamp"] >= moment]
+                assert len(earlier) + len(later) == len(entries)
+
+
 async def test_a_clock_that_went_back_hides_nothing(
     api: Api, owner: TenantAtWork, clock: ControlledClock
 ) -> None:

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import Field
 from starlette.responses import StreamingResponse
 
 from authsvc.api.dependencies import AuditCaller, Service, ServiceDep, admit
@@ -43,6 +44,15 @@ _ENTRY: dict[str, Any] = {
     "success": True,
     "hash": "7d1a" * 16,
 }
+
+
+_CURSOR = "WyI3ZDFhN2QxYTdkMWE3ZDFhIiwxNywwLDAsMF0"
+
+
+class AuditAnswer(Envelope[schemas.AuditPage]):
+    """Some entries of the trail; ``next`` as other lists have it too."""
+
+    next: str = Field(default="", description="The same as `data.next`; absent on the last page")
 
 
 async def selection_of(
@@ -93,7 +103,7 @@ async def selection_of(
 
 
 def _documented() -> dict[int | str, dict[str, Any]]:
-    made = documented("Found", {"entries": [_ENTRY], "next": None})
+    made = documented("Found", {"entries": [_ENTRY], "next": _CURSOR}, next=_CURSOR)
     lines = {"schema": {"type": "string"}}
     made[200]["content"] |= {kind.partition(";")[0]: lines for kind in _TYPES.values()}
     return made
@@ -103,7 +113,7 @@ def _documented() -> dict[int | str, dict[str, Any]]:
     "/audit",
     tags=["Audit"],
     summary="Who did what, when and from where",
-    response_model=Envelope[schemas.AuditPage],
+    response_model=AuditAnswer,
     responses=_documented(),
 )
 async def search(
