@@ -531,6 +531,7 @@ async def test_every_question_is_answered_from_an_index(
             await audit_search.some(tx, walk, 50)
     event.remove(database.reader.sync_engine, "before_cursor_execute", note)
     assert len(seen) == 11
+    indexes: list[str] = []
     async with database.reader.connect() as connection:
         if storage.engine == "postgresql":
             for off in ("enable_seqscan", "enable_sort", "enable_bitmapscan"):
@@ -541,3 +542,6 @@ async def test_every_question_is_answered_from_an_index(
             plan = "\n".join(str(row[-1]) for row in rows)
             assert not re.search("Seq Scan|Sort|SCAN|TEMP B-TREE", plan), f"{statement}\n{plan}"
             assert "Index" in plan or "SEARCH" in plan
+            indexes += re.findall(r"ix_\w+", plan)
+    # What is sought by name is not sought along the whole trail.
+    assert {"ix_audit_event_entity_id", "ix_audit_event_actor", "ix_audit_event_at"} <= set(indexes)
