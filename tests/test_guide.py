@@ -10,18 +10,22 @@ import re
 import subprocess
 import sys
 import uuid
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 
 from authsvc.errors import SettingsError
+from authsvc.records import Change
 from authsvc.sanitizer import sanitize_input
 from authsvc.settings import Settings, load_settings
 from conftest import Storage, TenantAtWork, connect_driver
 from http_api import HEADERS, Api, Serve
 from secret_servers import Store
 from test_secret_stores import aws, vault, vault_settings  # noqa: F401 - fixtures
+from trail import storage_settings
 
 pytest_plugins = ["http_fixtures"]
 
@@ -178,6 +182,57 @@ def test_cors_in_development_and_production() -> None:
         f'export AUTH_ALLOW_CORS=true\nexport AUTH_CORS_ORIGINS="{named}"', **strong
     )
     assert found.cors_origins == tuple(named.split(","))
+
+
+# Audit logging
+
+
+_MONITOR = """
+from authsvc.audit import query_audit_logs
+# Monitor suspicious activity
+recent_logs = query_audit_logs(
+    action='delete',
+    hours=24
+)
+for log in recent_logs:
+    if log['entity_type'] == 'role':
+        alert_security_team(log)
+"""
+_INVESTIGATE = """
+# Query audit logs
+from authsvc.audit import query_audit_logs
+# Find suspicious activity
+logs = query_audit_logs(hours=24)
+suspicious = [log for log in logs if is_suspicious(log)]
+"""
+
+
+async def test_audit_logs_are_monitored_and_investigated(
+    storage: Storage, tenant: TenantAtWork, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("AUTH_")]:
+        monkeypatch.delenv(name)
+    for name, value in storage_settings(storage).items():
+        monkeypatch.setenv(name, value)
+    now = datetime.now(UTC)
+    for instant, role in ((now - timedelta(hours=25), "old"), (now, "admin")):
+        tenant.clock.instant = instant
+        await tenant.write(Change("add_role", role=role), Change("remove_role", role=role))
+        await tenant.write(
+            Change("add_role", role="kept"), Change("grant", role="kept", permission=role)
+        )
+    alerts: list[dict[str, Any]] = []
+    exec(_MONITOR, {"alert_security_team": alerts.append})
+    assert [(log["entity_id"], log["action"], log["tenant"]) for log in alerts] == [
+        ("admin", "delete", "acme")
+    ]
+    found: dict[str, Any] = {"is_suspicious": lambda log: log["action"] == "grant"}
+    exec(_INVESTIGATE, found)
+    assert [(log["entity_id"], log["details"]) for log in found["suspicious"]] == [
+        ("admin", {"role": "kept"})
+    ]
+    assert [log["action"] for log in found["logs"]] == ["grant", "delete", "create"]
 
 
 # Secrets

@@ -18,9 +18,10 @@ SETTINGS = {
     "settings_sources", "vault",
 }  # fmt: skip
 PURE = {
-    "alert_rules", "alerting", "audit_chain", "change_set", "checkpoints", "clock", "credentials", "cursor",
-    "decision", "decision_cache", "keyring", "network_names", "postgresql_url", "rate_budgets",
-    "replay", "role_graph", "secret_strength", "time_ids",
+    "alert_rules", "alerting", "audit_chain", "audit_entries", "audit_lines", "audit_words",
+    "change_set", "checkpoints", "clock", "credentials", "cursor", "decision", "decision_cache",
+    "keyring", "network_names", "postgresql_url", "rate_budgets", "replay", "role_graph",
+    "secret_strength", "time_ids",
 }  # fmt: skip
 STORAGE = {"audit_triggers", "column_types", "database", "models"}
 BESIDE = {
@@ -29,7 +30,7 @@ BESIDE = {
     "verify_bundle", "webhook",
 }  # fmt: skip
 """Infrastructure that only the composition roots put together (the gate: services too)."""
-OBSERVED = {"audit", "logs", "metrics"}
+OBSERVED = {"logs", "metrics"}
 FRAMEWORKS = {"fastapi", "pydantic", "starlette", "uvicorn"}
 DRIVERS = {"aiosqlite", "alembic", "asyncpg", "sqlalchemy"}
 
@@ -88,7 +89,7 @@ FOREIGN: dict[str, set[str]] = {
 }
 """Layer -> the libraries that it may not know of."""
 
-ROOTS = {"__init__", "app", "cli", "commands", "doctor"}
+ROOTS = {"__init__", "app", "audit", "cli", "commands", "doctor"}
 LONGEST = 350
 ACCEPTED_LONGER = {"database.py": 430, "postgresql_url.py": 360, "settings.py": 400}
 """Files that are longer for now; they may not grow."""

@@ -45,6 +45,7 @@ MORE_THAN_A_SCHEMA = (
     "POST /api/keys",
     "POST /api/apikeys/user/{user}",
     "GET /api/apikeys/user/{user}",
+    "GET /api/audit",
     "GET /api/roles",
     "GET /api/role_permissions/{role}",
     "GET /api/which_roles_can/{permission}",

@@ -51,6 +51,10 @@ CONTRACT = {
         "POST /api/apikeys/user/{user}",
         "DELETE /api/apikeys/user/{user}/{key_id}",
     ],
+    "audit": [
+        "GET /api/audit",
+        "GET /api/audit/verify",
+    ],
     "admin": [
         "GET /api/keys",
         "POST /api/keys",
@@ -65,6 +69,7 @@ IMPLIED = {
     "check": {"check", "read", "write", "admin"},
     "read": {"read", "write", "admin"},
     "write": {"write", "admin"},
+    "audit": {"audit", "admin"},
     "admin": {"admin"},
 }
 """Scope of a route -> the scopes that open it."""

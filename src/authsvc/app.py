@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from authsvc import __version__, migrations
 from authsvc.api import (
     api_keys,
+    audit,
     audit_proof,
     changes,
     checks,
@@ -47,8 +48,10 @@ from authsvc.logs import configure_logs
 from authsvc.rate_budgets import budgets_of
 from authsvc.revision_gate import DEADLINE_SECONDS, Gate, PostgresGate, SqliteGate
 from authsvc.services.activity import Activity
+from authsvc.services.alerts import Alerts
 from authsvc.services.checkpoints import CheckpointMaker, refuse_older_state
 from authsvc.services.current_state import CurrentState
+from authsvc.services.deliveries import Deliveries
 from authsvc.services.key_use import KeyUse
 from authsvc.services.rate_limits import RateLimits
 from authsvc.services.tenants import provision_key
@@ -58,6 +61,7 @@ from authsvc.settings import Settings, SqliteFile, load_settings
 from authsvc.shared_counts import SharedCounts
 from authsvc.sqlite_file import prepare_file
 from authsvc.token_secret import local_secret
+from authsvc.webhook import Webhook
 
 _DESCRIPTION = """
 *May user X do Y?* Define roles, grant permissions to them, make users members, and ask.
@@ -77,8 +81,8 @@ _TAGS = [
     {"name": "Changes", "description": "Many writes, all or nothing."},
     {"name": "Keys", "description": "The credentials of the tenant."},
     {"name": "API keys", "description": "Keys for the tenant's own users."},
-    {"name": "Audit", "description": "Who changed what, when and from where."},
     {"name": "Settings", "description": "What the tenant has chosen for itself."},
+    {"name": "Audit", "description": "Who did what, when and from where."},
     {"name": "Tokens", "description": "Short-lived credentials, asked for with a client key."},
     {"name": "Workflows", "description": "Permissions that are named like workflows."},
     {"name": "Service", "description": "Is the service well?"},
@@ -126,20 +130,27 @@ def open_database(settings: Settings, *, beside_server: bool = False) -> Databas
     return database
 
 
-def open_checkpoints(
-    settings: Settings, database: Database, clock: Clock
-) -> CheckpointMaker | None:
-    """What signs the audit trail while the service runs; None without a key to sign with."""
-    if settings.audit.signs is None:
-        return None
-    path = settings.checkpoint_file
-    return CheckpointMaker(
-        database,
-        settings.audit.signs,
-        clock,
-        file=None if path is None else CheckpointFile(path),
-        send=settings.webhook_url is not None,
-    )
+Watcher = CheckpointMaker | Alerts | Deliveries
+
+
+def open_watchers(settings: Settings, database: Database, clock: Clock) -> list[Watcher]:
+    """What works beside the requests on the audit trail: as much of it as is set."""
+    audit, send = settings.audit, settings.webhook_url is not None
+    watchers: list[Watcher] = []
+    if audit.signs is not None:
+        path = settings.checkpoint_file
+        file = None if path is None else CheckpointFile(path)
+        watchers.append(CheckpointMaker(database, audit.signs, clock, file=file, send=send))
+    if audit.rules.any:
+        watchers.append(Alerts(database, audit.rules, clock, send=send))
+    if settings.webhook_url is not None and settings.webhook_secret is not None:
+        webhook = Webhook(
+            settings.webhook_url.get_secret_value(),
+            settings.webhook_secret.get_secret_value(),
+            private=settings.webhook_allow_private,
+        )
+        watchers.append(Deliveries(database, webhook, clock))
+    return watchers
 
 
 def open_gate(settings: Settings, clock: Clock) -> Gate:
@@ -239,6 +250,7 @@ def create_app(
         enabled=settings.enable_audit_logging,
         checks=settings.audit_checks,
     )
+    watchers = open_watchers(settings, database, clock)
     service = Service(
         settings,
         database,
@@ -249,9 +261,8 @@ def create_app(
         open_rate_limits(settings, clock),
         uses,
         activity,
+        watchers,
     )
-
-    checkpoints = open_checkpoints(settings, database, clock)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -259,13 +270,13 @@ def create_app(
         await service.limits.start()
         uses.start()
         activity.start()
-        if checkpoints is not None:
-            checkpoints.start()
+        for watcher in watchers:
+            watcher.start()
         try:
             yield
         finally:
-            if checkpoints is not None:
-                await checkpoints.stop()
+            for watcher in watchers:
+                await watcher.stop()
             await activity.stop()
             await uses.stop()
             await service.limits.stop()
@@ -317,7 +328,7 @@ def create_app(
     for module in (checks, roles, memberships, changes, health):
         app.include_router(module.router)
     well_known = well_known_router(keyring, settings.public_url)
-    for module in (api_keys, tenant_settings, tokens, audit_proof):
+    for module in (api_keys, tenant_settings, audit, audit_proof, tokens):
         app.include_router(module.router)
     for router in (keys.rotation, keys.router, well_known):
         app.include_router(router)

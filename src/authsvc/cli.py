@@ -18,6 +18,7 @@ import typer
 
 from authsvc import __version__
 from authsvc.commands import audit_proof, production
+from authsvc.commands.audit import audit
 from authsvc.commands.incident import incident
 from authsvc.commands.keys import keys
 from authsvc.commands.running import Json, warn, with_database
@@ -38,10 +39,9 @@ cli = typer.Typer(
 )
 cli.add_typer(tenants, name="tenants")
 cli.add_typer(keys, name="keys")
-production.add_to(cli)
-audit = typer.Typer(help="The record of who changed what.", no_args_is_help=True)
-audit_proof.add_to(audit)
 cli.add_typer(audit, name="audit")
+production.add_to(cli)
+audit_proof.add_to(audit)
 cli.command()(verify)
 cli.add_typer(incident, name="incident")
 

@@ -22,7 +22,7 @@ router = APIRouter(prefix="/api", route_class=contract_route(admit))
     summary="Verify the audit trail",
     response_model=Envelope[Verified],
     responses=documented(
-        "Audit trail verified", {"valid": True, "checked": 42, "first_broken_seq": None}
+        "Audit trail verified", {"valid": False, "checked": 41, "first_broken_seq": 42}
     ),
 )
 async def verify(service: ServiceDep, caller: AuditCaller) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Protocol
 from uuid import UUID
 
 from fastapi import Depends, Query, Request
@@ -36,6 +36,14 @@ from authsvc.settings import Settings
 _LONGEST_USER_AGENT = 256
 
 
+class Watcher(Protocol):
+    """What works beside the requests, until it is stopped."""
+
+    @property
+    def problem(self) -> str | None:
+        """What is not as it should be, in a sentence for the operator; None if all is well."""
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """The parts every request works with; made once, by ``create_app``."""
@@ -49,6 +57,7 @@ class Service:
     limits: RateLimits
     uses: KeyUse
     activity: Activity
+    watchers: Sequence[Watcher]
 
     async def authenticated(self, request: Request) -> Caller:
         """The caller behind a request's credential, as it is now.

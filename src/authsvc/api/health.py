@@ -92,7 +92,9 @@ async def ready(service: ServiceDep) -> JSONResponse:
     if reasons:
         answered = {"status": "not_ready", "reasons": reasons}
         return JSONResponse(answered, 503, {"Retry-After": "1"})
-    reduced = [reason for reason in (service.limits.reduced, service.activity.reduced) if reason]
+    found = [service.limits.reduced, service.activity.reduced]
+    found += [watcher.problem for watcher in service.watchers]
+    reduced = [reason for reason in found if reason]
     if reduced:
         return JSONResponse({"status": "degraded", "reasons": reduced})
     return JSONResponse({"status": "ready", "reasons": []})

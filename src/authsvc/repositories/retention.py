@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import delete, insert, select, tuple_
+from sqlalchemy import delete, insert, select, text, tuple_
 
 from authsvc import models
 from authsvc.audit_chain import AuditKeys
 from authsvc.database import Transaction
+from authsvc.errors import StartError
 from authsvc.records import Stamp
 
 _anchor = models.audit_anchor
@@ -55,11 +56,28 @@ def _sealed_text(tenant_id: UUID, stamp: Stamp) -> bytes:
     return tenant_id.bytes + stamp.revision.to_bytes(8, "big") + stamp.head
 
 
+_MAY_TAKE = text(
+    "SELECT has_table_privilege('audit_anchor', 'INSERT')"
+    " AND has_table_privilege('tenant_erasure', 'INSERT')"
+    " AND has_table_privilege('audit_event', 'DELETE')"
+)
+
+
 class Retention:
     """Anchors and erasures; changing them takes the rights of the tables' owner."""
 
     def __init__(self, transaction: Transaction) -> None:
         self._tx = transaction
+
+    async def require_owner(self) -> None:
+        """Raise StartError, saying what to do, where this role may not take events away."""
+        if self._tx.engine_name == "sqlite":
+            return
+        if not (await self._tx.execute(_MAY_TAKE)).scalar_one():
+            raise StartError(
+                "The service's role may add to the audit trail and take nothing away: run this"
+                " command with the owner of the tables in AUTH_POSTGRESQL_URL"
+            )
 
     async def anchor(self, tenant_id: UUID) -> Anchor | None:
         """Up to where a tenant's events are gone, None if all are there."""

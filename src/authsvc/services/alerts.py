@@ -42,6 +42,7 @@ class Alerts:
         self._clock = clock
         self._send = send
         self._task: asyncio.Task[None] | None = None
+        self.problem: str | None = None
         self.raised = 0
 
     def start(self) -> None:
@@ -152,7 +153,9 @@ class Alerts:
         while True:
             try:
                 await self.round()
+                self.problem = None
             except AuthsvcError as error:
                 # Nothing is lost: the next round begins where this one did.
+                self.problem = f"alerts wait: {error.message}"
                 log.warning("alerts_delayed", reason=error.message)
             await asyncio.sleep(EVERY_SECONDS)

@@ -115,9 +115,10 @@ async def prune(
     """Keep a segment in a folder and take it out of the database; the file.
 
     The tenant's trail is verified first, and so is the file, which a run that was cut off may have
-    left. Raises DamagedError, StartError, Unavailable (also where the rights are missing).
+    left. Raises DamagedError, Unavailable, StartError (also where only the tables' owner may).
     """
     async with database.read() as tx:
+        await Retention(tx).require_owner()
         proof = await prove_tenant(tx, segment.tenant_id, segment.name, database.audit_keys)
     if proof.problem is not None:
         raise DamagedError(f"The trail of '{segment.name}' is not pruned: {proof.problem}")

@@ -52,13 +52,16 @@ async def set_disabled(tx: Transaction, name: str, clock: Clock, *, disabled: bo
 
 
 async def erase_tenant(database: Database, name: str, clock: Clock) -> int:
-    """Disable a tenant and delete all there is of it; the number of rows. Raises NotFound.
+    """Disable a tenant and delete all there is of it; the number of rows.
+
+    Raises NotFound, and StartError where only the owner of the tables may.
 
     In portions, so that no transaction grows with the tenant; interrupted, it can be repeated.
     That it was erased, and the state it had, stays on record.
     """
     async with database.read() as tx:
         tenant = await _named(tx, name)
+        await Retention(tx).require_owner()
     if tenant.disabled_at is None:
         await database.write(name, lambda tx: set_disabled(tx, name, clock, disabled=True))
 
