@@ -30,9 +30,6 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], Sequence[str]]
 """Host and port -> its addresses, as text."""
 
-# RFC 6052 and RFC 8215: IPv4 inside IPv6, for translators.
-_NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
-
 
 class NotSent(Exception):
     """A message was not taken; the text says why and holds no part of the address or the secret."""
@@ -54,8 +51,10 @@ def is_outside(text: str) -> bool:
 
 
 def _is_global(address: Address) -> bool:
+    # Reserved are also 64:ff9b::/96 and its like, which lead to an IPv4 address (RFC 6052).
+    local = isinstance(address, ipaddress.IPv6Address) and address.is_site_local
     return address.is_global and not (
-        address.is_multicast or address.is_reserved or address.is_unspecified
+        address.is_multicast or address.is_reserved or address.is_unspecified or local
     )
 
 
@@ -70,8 +69,6 @@ def _inside(address: Address) -> list[Address]:
         found.append(address.sixtofour)
     if address.teredo is not None:
         found.extend(address.teredo)
-    if any(address in network for network in _NAT64):
-        found.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
     return found
 
 

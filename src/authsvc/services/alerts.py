@@ -7,6 +7,7 @@ remembers how far the events have been looked at: each comes once, whoever dies 
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from uuid import UUID
 
 import structlog
@@ -22,12 +23,14 @@ from authsvc.repositories.activity import ActivityEvents
 from authsvc.repositories.alerts import AlertSources, Behind
 from authsvc.repositories.outgoing import Outgoing
 from authsvc.repositories.single_flight import first_here
+from authsvc.services.activity import WINDOW_SECONDS
 
 log = structlog.get_logger("authsvc.alerts")
 
 EVERY_SECONDS = 5.0
 _TENANTS = 20
 _EVENTS = 500
+_ROW = timedelta(seconds=WINDOW_SECONDS)
 
 
 class Alerts:
@@ -108,7 +111,8 @@ class Alerts:
         if threshold is None:
             return []
         now = self._clock()
-        counts = await sources.failures(now - threshold.window)
+        # A row is dated by the beginning of its ten seconds, and counts if any of them does.
+        counts = await sources.failures(now - threshold.window - _ROW)
         over = {a: n for a, n in sorted(counts.items()) if n > threshold.more_than}
         if not over:
             return []
