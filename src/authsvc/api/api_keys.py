@@ -214,5 +214,7 @@ async def check_permission(
         service.current, caller, body.api_key, body.permission, now
     )
     _note_use(service, caller, found, now)
+    user = "" if found.key is None else found.key.user
+    service.activity.check(caller, now, user, body.permission, None, allowed)
     data = _told(found) | {"has_permission": allowed}
     return answer(data, "Answered", found.stamp.revision, now)
