@@ -247,8 +247,8 @@ def test_every_command_explains_itself(home: Home) -> None:
         "tenants enable", "tenants erase", "keys", "keys issue", "keys list", "keys revoke",
         "keys rotate", "audit", "audit query", "audit tail", "audit export", "audit verify",
         "audit checkpoint", "audit bundle", "audit prune", "audit seal", "audit verifier", "verify",
-        "incident", "incident revert", "incident affected", "incident lockdown", "init", "doctor",
-        "selftest",
+        "report", "access-review", "incident", "incident revert", "incident affected",
+        "incident lockdown", "init", "doctor", "selftest",
     )  # fmt: skip
     asked = home.run_all(*(f"{command} --help" for command in commands))
     for command, done in asked.items():

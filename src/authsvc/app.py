@@ -52,6 +52,7 @@ from authsvc.services.alerts import Alerts
 from authsvc.services.checkpoints import CheckpointMaker, refuse_older_state
 from authsvc.services.current_state import CurrentState
 from authsvc.services.deliveries import Deliveries
+from authsvc.services.grant_use import GrantUse
 from authsvc.services.key_use import KeyUse
 from authsvc.services.rate_limits import RateLimits
 from authsvc.services.tenants import provision_key
@@ -250,7 +251,8 @@ def create_app(
         enabled=settings.enable_audit_logging,
         checks=settings.audit_checks,
     )
-    watchers = open_watchers(settings, database, clock)
+    grants = GrantUse(database, clock)
+    watchers = [grants, *open_watchers(settings, database, clock)]
     service = Service(
         settings,
         database,
@@ -261,6 +263,7 @@ def create_app(
         open_rate_limits(settings, clock),
         uses,
         activity,
+        grants,
         watchers,
     )
 
@@ -317,6 +320,7 @@ def create_app(
             service.tokens,
             service.limits,
             uses,
+            grants,
             headers=header_sets(settings.xss_protection_header).data
             + (() if cors is None else cors.always),
             request_id_of=request_id_of,

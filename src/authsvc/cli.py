@@ -18,9 +18,11 @@ import typer
 
 from authsvc import __version__
 from authsvc.commands import audit_proof, production
+from authsvc.commands.access_review import access_review
 from authsvc.commands.audit import audit
 from authsvc.commands.incident import incident
 from authsvc.commands.keys import keys
+from authsvc.commands.report import report
 from authsvc.commands.running import Json, warn, with_database
 from authsvc.commands.tenants import tenants
 from authsvc.commands.verify import verify
@@ -43,6 +45,8 @@ cli.add_typer(audit, name="audit")
 production.add_to(cli)
 audit_proof.add_to(audit)
 cli.command()(verify)
+cli.command()(report)
+cli.command()(access_review)
 cli.add_typer(incident, name="incident")
 
 UNAVAILABLE = 69

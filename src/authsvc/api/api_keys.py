@@ -216,5 +216,7 @@ async def check_permission(
     _note_use(service, caller, found, now)
     user = "" if found.key is None else found.key.user
     service.activity.check(caller, now, user, body.permission, None, allowed)
+    if allowed and caller.tenant_id is not None:
+        service.grants.note(caller.tenant_id, user, body.permission)
     data = _told(found) | {"has_permission": allowed}
     return answer(data, "Answered", found.stamp.revision, now)

@@ -24,6 +24,7 @@ from authsvc.errors import AuthsvcError
 from authsvc.keyring import Token
 from authsvc.services.authentication import may_check, presented, token_may_check
 from authsvc.services.current_state import CurrentState
+from authsvc.services.grant_use import GrantUse
 from authsvc.services.key_use import KeyUse
 from authsvc.services.rate_limits import RateLimits
 from authsvc.services.tokens import Tokens
@@ -58,6 +59,7 @@ class CheckPath:
         tokens: Tokens,
         limits: RateLimits,
         uses: KeyUse,
+        grants: GrantUse,
         *,
         headers: Pairs,
         request_id_of: Callable[[bytes | None], str],
@@ -72,6 +74,7 @@ class CheckPath:
         self._tokens = tokens
         self._limits = limits
         self._uses = uses
+        self._grants = grants
         self._headers = headers
         self._request_id_of = request_id_of
         self._records_denied = records_denied
@@ -142,7 +145,8 @@ class CheckPath:
             # A refusal is the ordinary route's to word.
             return None
         # What is not a name is nobody's whose holdings could be remembered.
-        held = self._current.remembered(state, _decoded(user))
+        name = _decoded(user)
+        held = self._current.remembered(state, name)
         graph = state.graph
         if held is None or graph is None or state.dirty or isinstance(held, KeyBacked):
             # With strict users there is more to judge and to tell: the ordinary route does.
@@ -152,6 +156,8 @@ class CheckPath:
             return None
         if not self._limits.take_check(tenant_id):
             return None
+        if is_allowed:
+            self._grants.note(tenant_id, name, wanted)
         return check_body(is_allowed, state.stamp.revision, at)
 
     def _named(self, sent: bytes) -> str | None:

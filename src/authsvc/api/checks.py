@@ -61,10 +61,12 @@ def _record(
     questions: Sequence[Question],
     answers: Sequence[bool],
 ) -> None:
-    """Have checks recorded, where checks are."""
-    activity = service.activity
-    if activity.records_denied:
-        for q, allowed in zip(questions, answers, strict=True):
+    """Have checks recorded, where checks are, and the use of grants noted."""
+    activity, tenant_id = service.activity, caller.tenant_id
+    for q, allowed in zip(questions, answers, strict=True):
+        if allowed and tenant_id is not None:
+            service.grants.note(tenant_id, q.user, q.permission, q.scope)
+        if activity.records_denied:
             activity.check(caller, now, q.user, q.permission, q.scope, allowed)
 
 
@@ -154,6 +156,11 @@ async def check_many(
         if not service.activity.records_denied:
             known = plain_checks(service.current, caller, body.checks or [])
             if known is not None:
+                if caller.tenant_id is not None:
+                    plain: Sequence[Any] = body.checks or []
+                    asked = zip(plain, known[0], strict=True)
+                    used = ((i["user"], i["permission"], i.get("scope")) for i, ok in asked if ok)
+                    service.grants.note_all(caller.tenant_id, used)
                 return _results(*known, now)
         body = _validated(body)
     if body.checks is not None:

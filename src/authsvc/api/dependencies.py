@@ -27,6 +27,7 @@ from authsvc.services.authentication import (
 )
 from authsvc.services.changes import Outcome, RegisteredMeanwhile, apply_changes
 from authsvc.services.current_state import CurrentState
+from authsvc.services.grant_use import GrantUse
 from authsvc.services.key_use import KeyUse
 from authsvc.services.rate_limits import RateLimits
 from authsvc.services.tokens import Tokens
@@ -57,6 +58,7 @@ class Service:
     limits: RateLimits
     uses: KeyUse
     activity: Activity
+    grants: GrantUse
     watchers: Sequence[Watcher]
 
     async def authenticated(self, request: Request) -> Caller:

@@ -17,7 +17,7 @@ from authsvc.env_file import ignore_in_git, write_env_file
 from authsvc.errors import SettingsError
 from authsvc.logs import configure_logs
 from authsvc.production import ITEMS, Check, Verdict
-from authsvc.settings import load_settings
+from authsvc.settings import Settings, load_settings
 
 _ORDER: tuple[Verdict, ...] = ("pass", "warn", "fail")
 
@@ -38,6 +38,12 @@ def init() -> None:
     )
 
 
+def production_settings() -> Settings:
+    """The settings of the environment as if they were those of a production service."""
+    env = {name: value for name, value in os.environ.items() if name.upper() != "AUTH_ENVIRONMENT"}
+    return load_settings(env | {"AUTH_ENVIRONMENT": "production"}, refuse_weak=False)
+
+
 def doctor(
     production: Annotated[
         bool, typer.Option("--production", help="Judge as in production; exit 1 if an item fails.")
@@ -45,11 +51,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Go through the 13 items of the pre-production checklist, with evidence for each."""
-    env = dict(os.environ)
-    if production:
-        env = {name: value for name, value in env.items() if name.upper() != "AUTH_ENVIRONMENT"}
-        env["AUTH_ENVIRONMENT"] = "production"
-    settings = load_settings(env, refuse_weak=False)
+    settings = production_settings() if production else load_settings(refuse_weak=False)
     from authsvc.doctor import examine
 
     configure_logs()
