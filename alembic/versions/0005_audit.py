@@ -160,7 +160,8 @@ def downgrade() -> None:
         for name in ("kept", "not_deleted", "not_replaced"):
             op.execute(f"DROP TRIGGER audit_event_{name}")
     for table in (
-        "grant_use", "activity_event", "outgoing", "alerts_begun", "audit_progress", "audit_checkpoint",
+        "grant_use", "activity_event", "outgoing", "alerts_begun", "audit_progress",
+        "audit_checkpoint",
         "tenant_erasure", "audit_anchor",
     ):  # fmt: skip
         op.drop_table(table)

@@ -32,6 +32,9 @@ AUTH_JWT_SECRET_KEY={jwt_secret}
 AUTH_JWT_ACCESS_TOKEN_EXPIRE_MINUTES=15
 AUTH_JWT_REFRESH_TOKEN_EXPIRE_DAYS=7
 
+# Seals the audit trail: keep a copy where the database's keepers cannot read it.
+AUTH_AUDIT_KEY={audit_key}
+
 # The database: this file, or a server in its place.
 AUTH_SQLITE_PATH=~/.auth.sqlite3
 # AUTH_POSTGRESQL_URL=postgresql://authsvc@db.example.com/auth?sslmode=verify-full
@@ -41,9 +44,7 @@ AUTH_SQLITE_PATH=~/.auth.sqlite3
 
 def write_env_file(path: Path) -> None:
     """Make ``.env`` with fresh secrets, mode 0600. Raises StartError if there is one already."""
-    text = _TEXT.format(
-        client_key=uuid.uuid4(), jwt_secret=b64encode(secrets.token_bytes(32)).decode()
-    )
+    text = _TEXT.format(client_key=uuid.uuid4(), jwt_secret=_secret(), audit_key=_secret())
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags, 0o600)
@@ -55,6 +56,11 @@ def write_env_file(path: Path) -> None:
         file.write(text)
         file.flush()
         os.fsync(descriptor)
+
+
+def _secret() -> str:
+    """What ``openssl rand -base64 32`` makes."""
+    return b64encode(secrets.token_bytes(32)).decode()
 
 
 def ignore_in_git(folder: Path) -> list[str]:

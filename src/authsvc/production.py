@@ -83,10 +83,7 @@ def settings_checks(settings: Settings) -> Iterator[Check]:
     yield from _reuse(settings)
     yield from _database(settings)
     yield from _cors(settings)
-    if settings.enable_audit_logging:
-        yield Check(6, "pass", "AUTH_ENABLE_AUDIT_LOGGING: is on")
-    else:
-        yield _fatal(6, "AUTH_ENABLE_AUDIT_LOGGING: is off", "must be true in production")
+    yield from _audit(settings)
     yield from _files(settings)
     if settings.debug_mode:
         yield _fatal(8, "AUTH_DEBUG_MODE: is on", "must be false in production")
@@ -146,6 +143,34 @@ def _reuse(settings: Settings) -> Iterator[Check]:
                 yield _fatal(
                     1, f"{variable(other)} and {variable(name)}: are one secret", _MAKE_SECRET
                 )
+
+
+def _audit(settings: Settings) -> Iterator[Check]:
+    if settings.enable_audit_logging:
+        yield Check(6, "pass", "AUTH_ENABLE_AUDIT_LOGGING: is on")
+    else:
+        yield _fatal(6, "AUTH_ENABLE_AUDIT_LOGGING: is off", "must be true in production")
+    if settings.audit_key is None:
+        evidence = (
+            "AUTH_AUDIT_KEY: is not set, so whoever can write to the database can forge its trail"
+        )
+        yield Check(6, "warn", evidence, _MAKE_SECRET)
+    elif reason := _weakness(settings.audit_key.get_secret_value(), SHORTEST_SECRET, _JWT_BITS):
+        yield _fatal(6, f"AUTH_AUDIT_KEY: {reason}", _MAKE_SECRET)
+    else:
+        yield Check(6, "pass", "AUTH_AUDIT_KEY: seals every event")
+    if settings.checkpoint_private_key is None:
+        evidence = (
+            "AUTH_CHECKPOINT_PRIVATE_KEY: is not set, so nothing outside the database tells that"
+            " the end of the trail was cut"
+        )
+        mend = "make one with: openssl genpkey -algorithm ed25519, and set AUTH_CHECKPOINT_FILE too"
+        yield Check(6, "warn", evidence, mend)
+    elif settings.checkpoint_file is None and settings.webhook_url is None:
+        evidence = "AUTH_CHECKPOINT_FILE: is not set, so checkpoints stay inside the database"
+        yield Check(6, "warn", evidence, "name a file on another machine's disk")
+    else:
+        yield Check(6, "pass", "checkpoints are signed and leave the database")
 
 
 def _database(settings: Settings) -> Iterator[Check]:

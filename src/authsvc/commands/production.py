@@ -27,7 +27,10 @@ def init() -> None:
     path = Path(".env")
     # First what may be refused, and only then what changes another file.
     write_env_file(path)
-    typer.echo(f"Made {path} with a client key and a JWT secret; only you can read it.")
+    typer.echo(
+        f"Made {path} with a client key and secrets for tokens and the audit trail;"
+        " only you can read it."
+    )
     if added := ignore_in_git(Path.cwd()):
         typer.echo(f"Added to .gitignore: {', '.join(added)}")
     typer.echo(

@@ -30,6 +30,9 @@ from authsvc.services.audit_proof import Verdict, prove_all
 from authsvc.services.replay_review import MOST_FINDINGS, Review, review_tenant
 from authsvc.settings import load_settings
 
+_LONG = 10_000
+"""With more events than this, it takes long enough to say so."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Found:
@@ -75,11 +78,12 @@ def verify(
             )
             reviews = {}
             for number, proof in enumerate(verdict.proofs, 1):
-                typer.echo(
-                    f"authsvc: replaying {proof.checked} events of '{proof.name}'"
-                    f" ({number} of {len(verdict.proofs)})",
-                    err=True,
-                )
+                if proof.checked > _LONG:
+                    typer.echo(
+                        f"authsvc: replaying {proof.checked} events of '{proof.name}'"
+                        f" ({number} of {len(verdict.proofs)})",
+                        err=True,
+                    )
                 reviews[proof.name] = await review_tenant(tx, proof.tenant_id, archive)
         return _Found(verdict, reviews)
 
