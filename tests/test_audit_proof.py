@@ -30,7 +30,7 @@ from authsvc.errors import DamagedError, StartError
 from authsvc.records import AuditEvent, Change
 from authsvc.repositories.audit_pages import SEARCHED, pages
 from authsvc.repositories.retention import Retention
-from authsvc.services import audit_retention, operator
+from authsvc.services import audit_proof, audit_retention, operator
 from authsvc.services.audit_proof import Verdict, prove_all
 from authsvc.services.checkpoints import (
     CheckpointMaker,
@@ -39,6 +39,7 @@ from authsvc.services.checkpoints import (
     stored_checkpoints,
 )
 from conftest import MakeTenant, Storage, TenantAtWork
+from planted import without
 
 KEYS = AuditKeys(b"the audit key of these tests, 32+")
 SIGNS = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -222,7 +223,12 @@ async def outside(database: Database) -> list[Checkpoint]:
 
 
 async def tampered(
-    storage: Storage, tenant: TenantAtWork, way: str, seed: int, brought: list[Checkpoint]
+    storage: Storage,
+    tenant: TenantAtWork,
+    way: str,
+    seed: int,
+    brought: list[Checkpoint],
+    prove: Any = prove_all,
 ) -> Verdict:
     """What is found after tampering, of which nothing stays."""
     owner = storage.open(as_owner=True)
@@ -235,7 +241,7 @@ async def tampered(
         await WAYS[way](tamper)
         # Who can do all that leaves no checkpoint in the database that tells of it.
         await tamper.forget_checkpoints()
-        found.append(await prove_all(tx, KEYS, outside=brought, public_key=PUBLIC))
+        found.append(await prove(tx, KEYS, outside=brought, public_key=PUBLIC))
 
     await owner.write("tampering", work)
     await owner.dispose()
@@ -305,6 +311,42 @@ async def test_words_beside_an_event_cannot_be_changed(
             (proof,) = (await prove_all(tx, KEYS)).proofs
         assert proof.first_broken == 5
         assert "other words" in str(proof.problem)
+
+
+@pytest.mark.parametrize(
+    ("guard", "put", "way"),
+    [
+        (
+            "if self.keys.all and not self.keys.sealed(digest, mac):",
+            "if False:",
+            "re-chain without the key",
+        ),
+        (
+            "if self.marks.get(seq, event.hash) != event.hash:",
+            "if False:",
+            "re-chain with the key",
+        ),
+        (
+            "beyond = [seq for seq in walk.marks if seq > end.revision]",
+            "beyond: list[int] = []",
+            "cut the tail",
+        ),
+    ],
+)
+async def test_without_its_guard_tampering_is_missed(
+    storage: Storage, kept: TenantAtWork, guard: str, put: str, way: str
+) -> None:
+    """The trials can fail: with a guard taken out, some of them do."""
+    await make_checkpoint(kept.database, SIGNS, kept.clock)
+    brought = (
+        await outside(kept.database) if way not in ("delete", "re-chain without the key") else []
+    )
+    planted = without(audit_proof, (guard, put))
+    missed = 0
+    for seed in range(20):
+        verdict = await tampered(storage, kept, way, seed, brought, planted.prove_all)
+        missed += not any(proof.problem for proof in verdict.proofs)
+    assert missed > 0
 
 
 # --- Seals ---

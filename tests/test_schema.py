@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import stat
+import uuid
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from alembic import command
-from sqlalchemy import Connection, CreateTable, Table, exc, inspect, text
+from sqlalchemy import (
+    Connection,
+    CreateTable,
+    Table,
+    column,
+    exc,
+    insert,
+    inspect,
+    select,
+    text,
+)
+from sqlalchemy import table as table_of
 
 from authsvc import migrations, models
+from authsvc.audit_chain import canonical
 from authsvc.database import Database
 from authsvc.errors import SchemaError, SettingsError
 from conftest import RUNTIME_ROLE, Storage, TenantAtWork
@@ -336,3 +350,55 @@ async def test_sqlite_does_not_look_for_every_pair_of_two_long_lists(database: D
     of_roles = await plan_of(database, grants._AMONG_MANY)
     assert "role_id=?" in of_roles
     assert "permission=?" not in of_roles
+
+
+async def test_events_of_before_are_given_the_words_they_are_searched_by(
+    empty_storage: Storage,
+) -> None:
+    """Migration 0005 on a database that has been in use."""
+    database = empty_storage.open(as_owner=True)
+
+    def upgrade(to: str) -> Any:
+        return lambda connection: command.upgrade(migrations.alembic_config(connection), to)
+
+    await on_writer(database, upgrade("0004"))
+    said: dict[str, Any] = {
+        "action": "add", "entity_type": "membership", "entity_id": "alice", "actor": "key_1",
+        "ip_address": "192.0.2.1", "user_agent": None, "request_id": None, "details": {},
+    }  # fmt: skip
+    tenant_id, now = uuid.uuid4(), datetime(2026, 1, 1, tzinfo=UTC)
+
+    def fill(connection: Connection) -> None:
+        row = {"id": tenant_id, "name": "acme", "created_at": now, "settings": {}}
+        connection.execute(insert(models.tenant).values(**row, token_generation=0))
+        old = [c for c in models.audit_event.c if c.name in EVENT_OF_0004]
+        columns: list[Any] = [column(c.name, c.type) for c in old]
+        table = table_of("audit_event", *columns)
+        connection.execute(
+            insert(table),
+            [
+                {
+                    "tenant_id": tenant_id,
+                    "seq": seq,
+                    "at": now,
+                    "payload_hash": bytes(32),
+                    "hash": bytes(32),
+                    "payload": bytes(16) + canonical(said | {"entity_id": f"user{seq}"}),
+                }
+                for seq in range(1, 2501)
+            ],
+        )
+
+    await on_writer(database, fill)
+    await on_writer(database, upgrade("head"))
+    event = models.audit_event
+    async with database.read() as tx:
+        rows = list(await tx.execute(select(event).order_by(event.c.seq)))
+    assert len(rows) == 2500
+    for row in rows:
+        assert row.entity_id == f"user{row.seq}"
+        assert (row.action, row.entity_type, row.actor) == ("add", "membership", "key_1")
+        assert (row.ip_address, row.mac) == ("192.0.2.1", None)
+
+
+EVENT_OF_0004 = ("tenant_id", "seq", "at", "payload_hash", "hash", "payload")
