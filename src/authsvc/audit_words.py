@@ -117,9 +117,23 @@ def _settings(_name: str, said: _Said) -> str:
 
 
 def _tenant_updated(name: str, said: _Said) -> str:
+    if "lockdown" in said:
+        shut = ", and disabled it" if said.get("disabled") else ""
+        return f"ended every token of tenant {name} ({said['lockdown']}){shut}"
+    if "review" in said:
+        of = said["review"]
+        return f"recorded that {of['reviewer']} reviewed the list {of['sha256'][:16]}"
+    if "audit_key" in said:
+        return f"sealed the trail of tenant {name}"
     if not isinstance(said.get("disabled"), bool):
         return ""
     return f"{'disabled' if said['disabled'] else 'enabled'} tenant {name}"
+
+
+def _why(said: _Said) -> str:
+    if "seq" in said:
+        return f", event {said['seq']}: {said['action']} {said['entity_type']} {said['entity_id']}"
+    return f": {said['count']} in {said['seconds']} s" if "count" in said else ""
 
 
 def _of_key(said: _Said) -> str:
@@ -153,6 +167,18 @@ _WORDS: dict[tuple[str, str], Callable[[str, _Said], str]] = {
     ("reuse_detected", "token"): lambda family, said: (
         f"used a spent refresh token, which ended token family {family}{_of_key(said)}"
     ),
+    ("check", "permission"): lambda name, said: (
+        f"asked whether {said['user']} may {name}"
+        + (f" in {said['scope']}" if said.get("scope") else "")
+    ),
+    ("auth_failure", "credential"): lambda _, said: (
+        f"was refused {said['count']} times in {said['seconds']} s ({said['reason']})"
+    ),
+    ("scope_refused", "credential"): lambda _, said: (
+        f"lacked the scope {said['scope']} for {said['method']} {said['route']}"
+    ),
+    ("alert", "rule"): lambda rule, said: f"met the rule {rule}{_why(said)}",
+    ("drop", "activity"): lambda _, said: f"{said['count']} entries could not be written",
     ("issue", "token"): lambda family, said: f"got tokens, family {family}{_of_key(said)}",
     ("refresh", "token"): lambda family, said: f"refreshed tokens, family {family}{_of_key(said)}",
 }

@@ -40,6 +40,7 @@ PublicKeyOption = Annotated[
     Path | None,
     typer.Option(help="The public key of checkpoints; that of the settings if not given."),
 ]
+_Kept = tuple[audit_retention.Segment, Path | None]
 _Yes = Annotated[bool, typer.Option("--yes", help="Do it; without it, only show what would be.")]
 
 
@@ -242,7 +243,8 @@ def prune(
 ) -> None:
     """Take old events out of the database, once they are kept in signed files. Shows it first.
 
-    What is left still verifies, from an anchor on. On PostgreSQL this takes the owner's rights.
+    What is left still verifies, from an anchor on. Activity of that age is deleted. On PostgreSQL
+    this takes the owner's rights.
     """
     settings = load_settings()
     if not archive.is_dir():
@@ -250,23 +252,22 @@ def prune(
     instant = datetime.now(UTC) - timedelta(days=older_than)
     key = settings.audit.signs
 
-    async def work(database: Database) -> list[tuple[audit_retention.Segment, Path | None]]:
+    async def work(database: Database) -> tuple[list[_Kept], int]:
         async with database.read() as tx:
             found = await audit_retention.older_than(tx, instant, tenant)
-        kept: list[tuple[audit_retention.Segment, Path | None]] = []
+        if not yes:
+            return [(segment, None) for segment in found], 0
+        kept: list[_Kept] = []
         for segment in found:
-            path = None
-            if yes:
-                path = await audit_retention.prune(database, segment, archive, key, system_clock)
-                typer.echo(
-                    f"authsvc: '{segment.name}' is pruned to {segment.until.revision}", err=True
-                )
+            path = await audit_retention.prune(database, segment, archive, key, system_clock)
+            typer.echo(f"authsvc: '{segment.name}' is pruned to {segment.until.revision}", err=True)
             kept.append((segment, path))
-        if yes and key is not None and found:
+        if key is not None and found:
             await make_checkpoint(database, key, system_clock, even_empty=True)
-        return kept
+        gone = 0 if tenant is not None else await audit_retention.prune_activity(database, instant)
+        return kept, gone
 
-    kept = on_tenants(work)
+    kept, gone = on_tenants(work)
     if as_json:
         shown = [
             {
@@ -277,21 +278,23 @@ def prune(
             }
             for segment, path in kept
         ]
-        typer.echo(json.dumps({"pruned": yes, "segments": shown}))
+        typer.echo(json.dumps({"pruned": yes, "segments": shown, "activity": gone}))
         return
-    if not kept:
+    if kept:
+        rows = [
+            (
+                segment.name,
+                f"{segment.after.revision + 1} to {segment.until.revision}",
+                segment.file_name,
+            )
+            for segment, _ in kept
+        ]
+        typer.echo(table(("TENANT", "EVENTS", "FILE"), rows))
+    else:
         typer.echo(f"No event is older than {older_than} days.")
-        return
-    rows = [
-        (
-            segment.name,
-            f"{segment.after.revision + 1} to {segment.until.revision}",
-            segment.file_name,
-        )
-        for segment, _ in kept
-    ]
-    typer.echo(table(("TENANT", "EVENTS", "FILE"), rows))
-    if not yes:
+    if yes:
+        typer.echo(f"\n{gone} entries of activity were deleted.")
+    else:
         typer.echo("\nNothing was changed. Add --yes to keep these in files and take them out.")
 
 

@@ -31,6 +31,7 @@ class Behind(NamedTuple):
     tenant_id: UUID
     name: str
     watched: int
+    revision: int
 
 
 class AlertSources:
@@ -65,13 +66,13 @@ class AlertSources:
         watched = func.coalesce(_progress.c.watched, 0)
         tenant = models.tenant
         found = await self._tx.execute(
-            select(_head.c.tenant_id, tenant.c.name, watched.label("watched"))
+            select(_head.c.tenant_id, tenant.c.name, watched.label("watched"), _head.c.revision)
             .join(tenant, tenant.c.id == _head.c.tenant_id)
             .outerjoin(_progress, _progress.c.tenant_id == _head.c.tenant_id)
             .where(_head.c.revision > watched)
             .limit(most)
         )
-        return [Behind(row.tenant_id, row.name, row.watched) for row in found]
+        return [Behind(row.tenant_id, row.name, row.watched, row.revision) for row in found]
 
     async def set_watched(self, tenant_id: UUID, seq: int) -> None:
         """Remember that a tenant's events up to this one have been looked at."""

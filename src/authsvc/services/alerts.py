@@ -94,8 +94,8 @@ class Alerts:
     async def _of_tenant(self, sources: AlertSources, tenant: Behind) -> list[Alert]:
         events = await sources.events(tenant.tenant_id, tenant.watched, _EVENTS)
         if not events:
-            # Pruned before anybody looked: what follows the anchor comes next time.
-            await sources.set_watched(tenant.tenant_id, tenant.watched + 1)
+            # Pruned before anybody looked.
+            await sources.set_watched(tenant.tenant_id, tenant.revision)
             return []
         first, before = events[0], []
         if (many := self._rules.many_grants) is not None:

@@ -16,6 +16,7 @@ from authsvc.clock import Clock
 from authsvc.database import Database, Transaction
 from authsvc.errors import DamagedError, NotFound
 from authsvc.records import EMPTY, Stamp
+from authsvc.repositories.activity import ActivityEvents
 from authsvc.repositories.audit_pages import last_before, pages
 from authsvc.repositories.heads import Heads
 from authsvc.repositories.retention import Retention
@@ -137,6 +138,16 @@ async def prune(
     ):
         pass
     return path
+
+
+async def prune_activity(database: Database, before: datetime) -> int:
+    """Delete the activity of before an instant, in portions; how many entries that were."""
+    gone = 0
+    while some := await database.write(
+        "activity", lambda tx: ActivityEvents(tx).delete_before(before, _MOST_AT_ONCE)
+    ):
+        gone += some
+    return gone
 
 
 def verify_segment(path: Path, segment: Segment) -> None:
