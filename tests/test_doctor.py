@@ -164,6 +164,14 @@ async def test_too_many_rights(storage: Storage) -> None:
     assert "owns the tables" in about(found, 3)
 
 
+@pytest.mark.parametrize("engine", ["postgresql"])
+async def test_a_role_that_may_change_the_trail(storage: Storage) -> None:
+    async with storage.administrator() as connection:
+        await connection.execute(f"GRANT DELETE ON audit_event TO {RUNTIME_ROLE}")
+    found = await doctor.examine(settings_on(storage))
+    assert "may change the audit trail" in about(found, 3)
+
+
 @pytest.mark.parametrize(
     ("method", "encryption", "encrypted", "verdict", "said"),
     [

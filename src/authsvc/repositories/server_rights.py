@@ -16,6 +16,8 @@ _RIGHTS = text(
     " EXISTS (SELECT FROM pg_class WHERE relkind IN ('r', 'p')"
     " AND relnamespace = current_schema()::regnamespace"
     " AND pg_has_role(current_user, relowner, 'USAGE')) AS owns_tables,"
+    " (has_table_privilege('audit_event', 'UPDATE') OR has_table_privilege('audit_event', 'DELETE')"
+    " OR has_table_privilege('audit_anchor', 'INSERT')) AS changes_the_trail,"
     " current_setting('password_encryption') AS encryption,"
     " current_setting('server_version_num')::int AS version,"
     " coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false) AS encrypted"
@@ -39,7 +41,7 @@ class ServerRights:
 
 
 async def server_rights(transaction: Transaction) -> ServerRights:
-    """The rights of the role of this connection, as the server sees them."""
+    """The rights of the role of this connection, as the server sees them. The schema is at head."""
     row = (await transaction.execute(_RIGHTS)).one()
     excess = {
         "is a superuser": row.rolsuper,
@@ -48,6 +50,7 @@ async def server_rights(transaction: Transaction) -> ServerRights:
         "makes schemas": row.makes_schemas,
         "makes tables": row.makes_tables,
         "owns the tables": row.owns_tables,
+        "may change the audit trail": row.changes_the_trail,
     }
     method = ""
     if row.version >= 160000:
