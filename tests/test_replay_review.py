@@ -15,7 +15,7 @@ from sqlalchemy import delete, insert, select, update
 
 from authsvc import models
 from authsvc.credentials import digest_of, new_client_key, new_key_id
-from authsvc.database import Transaction
+from authsvc.database import Database, Transaction
 from authsvc.records import Change
 from authsvc.services import audit_retention, keys, operator
 from authsvc.services.api_keys import add_api_key
@@ -207,7 +207,7 @@ async def roll_back(tx: Transaction, tenant_id: UUID, dice: random.Random) -> st
 
 
 async def found_after(
-    storage: Storage, tenant: TenantAtWork, tampering: Tampering, seed: int
+    owner: Database, tenant: TenantAtWork, tampering: Tampering, seed: int
 ) -> tuple[str | None, Review]:
     """What was done and what is found of it; nothing of it stays."""
     seen: list[tuple[str | None, Review]] = []
@@ -220,8 +220,7 @@ async def found_after(
             done = await tampering(tx, tenant.id, dice)
         seen.append((done, await review_tenant(tx, tenant.id)))
 
-    await storage.open(as_owner=True).write("tampering", work)
-    await storage.close()
+    await owner.write("tampering", work)
     return seen[0]
 
 
@@ -230,9 +229,10 @@ async def test_rows_past_the_service_are_found(
     storage: Storage, tenant: TenantAtWork, tampering: Tampering
 ) -> None:
     await live_through(tenant, random.Random(1))
+    owner = storage.open(as_owner=True)
     places = set()
     for seed in range(TRIALS):
-        done, review = await found_after(storage, tenant, tampering, seed)
+        done, review = await found_after(owner, tenant, tampering, seed)
         assert review.findings, (seed, done)
         assert review.lacking is None
         places.add(done)
