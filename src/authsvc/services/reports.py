@@ -59,7 +59,10 @@ async def report(
 ) -> Report:
     """Make a report in one read transaction. Raises NotFound."""
     since = now - timedelta(days=DAYS[period])
-    found = [(one.id, one.name) for one, _ in await list_tenants(tx) if tenant in (None, one.name)]
+    found = sorted(
+        ((one.id, one.name) for one, _ in await list_tenants(tx) if tenant in (None, one.name)),
+        key=lambda known: known[1],
+    )
     if tenant is not None and not found:
         raise NotFound("tenant_not_found", f"There is no tenant called '{tenant}'")
     made = Report(period, since, now, tenant)
