@@ -218,7 +218,7 @@ async def test_writers_notice_a_skipped_lock(
 async def test_writers_notice_an_event_not_written(
     tenant: TenantAtWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def append(_repository: Audit, _events: object) -> None:
+    async def append(_repository: Audit, _events: object, _payloads: object) -> None:
         return None
 
     monkeypatch.setattr(Audit, "append", append)

@@ -86,8 +86,8 @@ class Audit:
                         "action": said["action"],
                         "entity_type": said["entity_type"],
                         "entity_id": said["entity_id"],
-                        "actor": said["actor"],
-                        "ip_address": said["ip_address"],
+                        "actor": said.get("actor"),
+                        "ip_address": said.get("ip_address"),
                     }
                     for event, said in zip(events, payloads, strict=True)
                 ],
