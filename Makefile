@@ -2,10 +2,10 @@
 PYTHON ?= python3
 DEV := .venv-dev/bin
 
-.PHONY: help run test campaign check bench lock secrets image-proof clean dev
+.PHONY: help run test test-encrypted campaign check bench lock secrets image-proof clean dev
 
 help: ## show what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 run: ## start the service on 127.0.0.1:5000 with SQLite, ready to be asked
 	@$(PYTHON) scripts/environment.py run
@@ -13,6 +13,9 @@ run: ## start the service on 127.0.0.1:5000 with SQLite, ready to be asked
 
 test: dev ## run every test, on SQLite and on a private PostgreSQL and Redis started for it
 	@$(DEV)/pytest
+
+test-encrypted: dev ## the same tests once more, with the names of all tenants encrypted
+	@AUTHSVC_TEST_ENCRYPTION=on $(DEV)/pytest
 
 campaign: dev ## the long random histories and made-up requests that `make test` leaves out
 	@$(DEV)/pytest -m campaign

@@ -6,6 +6,7 @@ mounts each into its container as it is, where a user with another number has to
 
 from __future__ import annotations
 
+import base64
 import secrets
 import uuid
 from collections.abc import Callable
@@ -23,6 +24,11 @@ def _client_key() -> str:
     return str(uuid.uuid4())
 
 
+def _encryption_key() -> str:
+    """What ``Fernet.generate_key()`` makes, without the library."""
+    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
+
+
 MADE: dict[str, Callable[[], str]] = {
     "postgresql_superuser_password": _password,
     "postgresql_owner_password": _password,
@@ -30,6 +36,7 @@ MADE: dict[str, Callable[[], str]] = {
     "client_key": _client_key,
     "jwt_secret_key": _password,
     "audit_key": _password,
+    "encryption_key": _encryption_key,
 }
 
 # Two ends of one password: made together, or kept together.

@@ -20,6 +20,7 @@ import hypothesis
 import pytest
 from sqlalchemy import Connection
 
+import encrypted
 from authsvc import audit_triggers, migrations
 from authsvc.credentials import digest_of, new_client_key
 from authsvc.database import Database
@@ -99,6 +100,7 @@ class Storage:
             database = Database.sqlite(self.path)
         else:
             database = connect_postgresql(self.owner_url if as_owner else self.url)
+        database.data_keys = encrypted.data_keys()
         self.opened.append(database)
         return database
 

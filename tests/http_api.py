@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import httpx
 from fastapi import FastAPI
 
+import encrypted
 from authsvc.clock import Clock
 from authsvc.services.changes import lock_tenant, record
 from authsvc.settings import Settings, build_settings
@@ -160,6 +161,7 @@ def settings_for(storage: Storage, **more: Any) -> Settings:
         "client_registration": "closed",
         "rate_limit_profile": "off",
         "jwt_secret_key": "a secret of the tests, long enough to be one",
+        **encrypted.SETTINGS,
     } | more
     if storage.path is not None:
         return build_settings(sqlite_path=storage.path, **values)

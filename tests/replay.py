@@ -17,6 +17,7 @@ from sqlalchemy import select
 from authsvc import audit_chain, models
 from authsvc.database import Transaction
 from authsvc.records import EMPTY, AuditEvent, Stamp
+from encrypted import opener
 
 
 class StoredRole(NamedTuple):
@@ -157,7 +158,8 @@ def apply_event(policy: Policy, seq: int, at: datetime, event: dict[str, Any]) -
         case "create", "tenant":
             _must(seq == 1, event)
         case "update", "tenant":
-            _must(bool({"disabled", "lockdown", "review", "audit_key"} & details.keys()), event)
+            known = {"disabled", "lockdown", "review", "audit_key", "encryption"}
+            _must(bool(known & details.keys()), event)
             if "disabled" in details:
                 _must(details["disabled"] != policy.disabled, event)
                 policy.disabled = details["disabled"]
@@ -275,7 +277,17 @@ async def stored_events(tx: Transaction, tenant_id: UUID) -> list[AuditEvent]:
     rows = await tx.execute(
         select(table).where(table.c.tenant_id == tenant_id).order_by(table.c.seq)
     )
-    return [AuditEvent(r.seq, r.at, r.payload_hash, r.hash, r.payload) for r in rows]
+    opened = (await opener(tx, tenant_id)).data
+    return [
+        AuditEvent(
+            r.seq,
+            r.at,
+            r.payload_hash,
+            r.hash,
+            opened("audit_event.payload", r.payload, r.generation),
+        )
+        for r in rows
+    ]
 
 
 async def stored_stamp(tx: Transaction, tenant_id: UUID) -> Stamp:
@@ -289,21 +301,23 @@ async def stored_stamp(tx: Transaction, tenant_id: UUID) -> Stamp:
 async def stored_policy(tx: Transaction, tenant_id: UUID) -> Policy:
     """The policy as the tables have it."""
     policy = Policy()
+    opened = (await opener(tx, tenant_id)).text
     role, grant, edge = models.role, models.role_permission, models.role_parent
     member, key = models.membership, models.client_key
     for row in await tx.execute(select(role).where(role.c.tenant_id == tenant_id)):
-        policy.roles[row.id] = StoredRole(row.name, row.description, row.created_at)
+        description = opened("role.description", row.description)
+        policy.roles[row.id] = StoredRole(row.name, description, row.created_at)
     for row in await tx.execute(select(grant).where(grant.c.tenant_id == tenant_id)):
-        policy.grants.add((row.role_id, row.permission))
+        policy.grants.add((row.role_id, opened("role_permission.permission", row.permission)))
     for row in await tx.execute(select(edge).where(edge.c.tenant_id == tenant_id)):
         policy.edges.add((row.role_id, row.parent_id))
     for row in await tx.execute(select(member).where(member.c.tenant_id == tenant_id)):
-        place = (row.user_id, row.role_id, row.scope)
+        place = (opened("membership.user_id", row.user_id), row.role_id, row.scope)
         policy.memberships[place] = Bounds(row.not_before, row.expires_at)
     for row in await tx.execute(select(key).where(key.c.tenant_id == tenant_id)):
-        policy.keys[row.id] = Key(
-            row.label, tuple(row.scopes), row.expires_at, row.revoked_at is None
-        )
+        label = opened("client_key.label", row.label)
+        live = row.revoked_at is None
+        policy.keys[row.id] = Key(label, tuple(row.scopes), row.expires_at, live)
     family = models.token_family
     for row in await tx.execute(select(family).where(family.c.tenant_id == tenant_id)):
         if row.revoked_at is not None:
@@ -315,7 +329,12 @@ async def stored_policy(tx: Transaction, tenant_id: UUID) -> Policy:
     api_key = models.api_key
     for row in await tx.execute(select(api_key).where(api_key.c.tenant_id == tenant_id)):
         live = row.revoked_at is None
-        policy.api_keys[row.id] = UserKey(row.user_id, row.label, row.expires_at, live)
+        policy.api_keys[row.id] = UserKey(
+            opened("api_key.user_id", row.user_id),
+            opened("api_key.label", row.label),
+            row.expires_at,
+            live,
+        )
     return policy
 
 

@@ -22,6 +22,7 @@ from authsvc.services.grant_use import GrantUse
 from authsvc.services.replay_review import review_tenant
 from conftest import Storage, TenantAtWork
 from test_audit_complete import trail
+from trail import storage_settings
 
 
 @pytest.fixture
@@ -100,18 +101,13 @@ async def _keys(tenant: TenantAtWork) -> list[Any]:
 
 def run(storage: Storage, folder: Path, *arguments: str) -> tuple[int, str, str]:
     """The command as a person runs it."""
-    where = (
-        {"AUTH_SQLITE_PATH": str(storage.path)}
-        if storage.path is not None
-        else {"AUTH_POSTGRESQL_URL": storage.url}
-    )
     done = subprocess.run(
         [str(Path(sys.executable).parent / "authsvc"), "access-review", *arguments],
         capture_output=True,
         text=True,
         check=False,
         cwd=folder,
-        env={"HOME": str(folder), "PATH": os.environ["PATH"]} | where,
+        env={"HOME": str(folder), "PATH": os.environ["PATH"]} | storage_settings(storage),
     )
     return done.returncode, done.stdout, done.stderr
 

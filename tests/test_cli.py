@@ -27,6 +27,7 @@ from typing import Any
 import httpx
 import pytest
 
+import encrypted
 from authsvc import __version__
 from authsvc.credentials import digest_of
 from services import PostgresServer
@@ -128,7 +129,8 @@ class Home:
 
     def environment(self, settings: dict[str, str]) -> dict[str, str]:
         """What a command gets: no more than a home, a path and its settings."""
-        return {"HOME": str(self.path), "PATH": os.environ["PATH"]} | self.settings | settings
+        least = {"HOME": str(self.path), "PATH": os.environ["PATH"]}
+        return least | encrypted.ENVIRONMENT | self.settings | settings
 
     def begin(self, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
         """Start a command."""
@@ -248,7 +250,8 @@ def test_every_command_explains_itself(home: Home) -> None:
         "keys rotate", "audit", "audit query", "audit tail", "audit export", "audit verify",
         "audit checkpoint", "audit bundle", "audit prune", "audit seal", "audit verifier", "verify",
         "report", "access-review", "incident", "incident revert", "incident affected",
-        "incident lockdown", "init", "doctor", "selftest",
+        "incident lockdown", "init", "doctor", "selftest", "keys rewrap", "keys reseal", "encryption",
+        "encryption enable", "encryption disable", "encryption status",
     )  # fmt: skip
     asked = home.run_all(*(f"{command} --help" for command in commands))
     for command, done in asked.items():

@@ -25,6 +25,7 @@ from conftest import Storage, TenantAtWork, connect_driver
 from http_api import HEADERS, Api, Serve
 from secret_servers import Store
 from test_secret_stores import aws, vault, vault_settings  # noqa: F401 - fixtures
+from test_settings import MASTER_KEY
 from trail import storage_settings
 
 pytest_plugins = ["http_fixtures"]
@@ -267,7 +268,7 @@ def test_aws_and_vault_by_the_guides_names(
 def test_kubernetes_by_the_guides_names(tmp_path: Path) -> None:
     for name, value in (
         ("jwt-secret", "x7Gk2pQ9vLm4sT8wZb3nR6yHd1fJc5aV"),
-        ("encryption-key", "k" * 44),
+        ("encryption-key", MASTER_KEY),
         ("db-password", "veryStr0ng&SecureP@ssw0rd!"),
     ):
         (tmp_path / name).write_text(value)

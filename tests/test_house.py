@@ -14,16 +14,17 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 BASE = {"errors", "records", "sanitizer"}
 SETTINGS = {
-    "audit_settings", "database_choice", "production", "secret_stores", "settings",
-    "settings_sources", "vault",
+    "audit_settings", "database_choice", "encryption_settings", "production", "secret_stores",
+    "settings", "settings_sources", "vault",
 }  # fmt: skip
 PURE = {
     "alert_rules", "alerting", "audit_chain", "audit_entries", "audit_lines", "audit_words",
     "change_set", "checkpoints", "clock", "credentials", "cursor", "decision", "decision_cache",
+    "encryption",
     "keyring", "network_names", "postgresql_url", "rate_budgets", "replay", "role_graph",
     "secret_strength", "time_ids",
 }  # fmt: skip
-STORAGE = {"audit_triggers", "column_types", "database", "models"}
+STORAGE = {"audit_triggers", "column_types", "database", "database_refusals", "models"}
 BESIDE = {
     "audit_bundle", "checkpoint_file", "env_file", "host_review", "http_probe", "migrations",
     "revision_gate", "selftest", "shared_counts", "sqlite_file", "tls_review", "token_secret",
@@ -42,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
         "alert_rules",
         "audit_chain",
         "credentials",
+        "encryption",
         "errors",
         "keyring",
         "network_names",
@@ -51,8 +53,15 @@ ALLOWED: dict[str, set[str]] = {
     }
     | SETTINGS,
     "pure": BASE | PURE,
-    "storage": BASE | {"audit_chain", "audit_triggers", "column_types"},
-    "beside": BASE | PURE | {"database", "http_probe", "production"},
+    "storage": BASE
+    | {
+        "audit_chain",
+        "audit_triggers",
+        "column_types",
+        "database_refusals",
+        "encryption",
+    },
+    "beside": BASE | PURE | {"database", "database_refusals", "http_probe", "production"},
     "observed": BASE | PURE | {"metrics"},
     "repositories": BASE | PURE | STORAGE | {"repositories"},
     "services": BASE
@@ -89,9 +98,9 @@ FOREIGN: dict[str, set[str]] = {
 }
 """Layer -> the libraries that it may not know of."""
 
-ROOTS = {"__init__", "app", "audit", "cli", "commands", "doctor"}
+ROOTS = {"__init__", "app", "audit", "cli", "commands", "connections", "doctor"}
 LONGEST = 350
-ACCEPTED_LONGER = {"database.py": 430, "postgresql_url.py": 360, "settings.py": 400}
+ACCEPTED_LONGER = {"database.py": 395, "postgresql_url.py": 360, "settings.py": 385}
 """Files that are longer for now; they may not grow."""
 
 

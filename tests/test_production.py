@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 
 from authsvc.errors import SettingsError
 from authsvc.production import Check, open_to_others, refuse, settings_checks
 from authsvc.secret_strength import estimated_bits
 from authsvc.settings import Settings, build_settings, load_settings
 from test_cli import STRONG, Home, ended
-from test_settings import AUDITED
+from test_settings import AUDITED, MASTER_KEY
 
 URL = "postgresql://app:{}@localhost/auth"
 WEAK = (
@@ -42,7 +43,13 @@ def home(tmp_path: Path) -> Home:
 
 def production(**values: Any) -> Settings:
     """Settings of a production service that are taken whatever they are."""
-    good = {"jwt_secret_key": STRONG, "client_registration": "closed"} | AUDITED
+    good: dict[str, Any] = {
+        "jwt_secret_key": STRONG,
+        "client_registration": "closed",
+        "enable_encryption": True,
+        "encryption_key": MASTER_KEY,
+        **AUDITED,
+    }
     local = build_settings(**good | values)
     return local.model_copy(update={"environment": "production"})
 
@@ -111,11 +118,17 @@ def test_old_secrets_are_judged_like_the_new_one(value: str) -> None:
     ["encryption_key", "audit_key", "jwt_old_secret_keys", "encryption_old_keys", "vault_token"],
 )
 def test_one_secret_for_two_purposes(reused: str) -> None:
-    given = f"{STRONG[::-1]},{STRONG}" if reused.endswith("_keys") else STRONG
-    (check,) = failed(production(**{reused: given}))
+    secret = Fernet.generate_key().decode()
+    given = f"{Fernet.generate_key().decode()},{secret}" if reused.endswith("_keys") else secret
+    (check,) = failed(production(**{"jwt_secret_key": secret, reused: given}))
     assert (check.item, check.fatal) == (1, True)
     assert f"AUTH_{reused.upper()}" in check.evidence
-    assert STRONG not in check.sentence
+    assert secret not in check.sentence
+
+
+def test_encryption_that_is_off_is_told_and_does_not_keep_from_starting() -> None:
+    (check,) = failed(production(enable_encryption=False))
+    assert (check.item, check.fatal) == (2, False)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +188,7 @@ def test_good_settings_fail_nothing() -> None:
     settings = production(postgresql_url="postgresql://app@db.example.com/a?sslmode=verify-full")
     assert failed(settings) == []
     assert refuse(settings) == []
-    assert {check.item for check in settings_checks(settings)} == {1, 3, 5, 6, 7, 8}
+    assert {check.item for check in settings_checks(settings)} == {1, 2, 3, 5, 6, 7, 8}
 
 
 # --- Files ---

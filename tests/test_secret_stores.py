@@ -16,6 +16,7 @@ from authsvc.secret_stores import store_names
 from authsvc.settings import Settings, load_settings
 from certificates import server_context
 from secret_servers import NAMESPACE, ROLE, TOKEN, Aws, Store, Vault, serving
+from test_settings import MASTER_KEY
 
 PLANTED = "planted-{}-value-Qk3v8sYc2mJx0pWd7hTz5nRb1fLg9"
 LOCAL_URL = "postgresql://app@localhost/auth"
@@ -46,7 +47,8 @@ def vault() -> Iterator[Store]:
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """An AWS Secrets Manager that does, too."""
-    with serving(Store({"jwt_key": PLANTED.format("aws"), "encryption_key": "x"}), Aws) as store:
+    held = {"jwt_key": PLANTED.format("aws"), "encryption_key": MASTER_KEY}
+    with serving(Store(held), Aws) as store:
         monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
         yield store
 
@@ -142,9 +144,10 @@ def test_a_store_may_be_set_in_the_env_file_and_opened_by_another(vault: Store) 
     ],
 )
 def test_names_in_the_folder(setting: str, name: str) -> None:
-    env = folder(**{name: PLANTED.format("x") + "\r\n", "of-another-program": ""})
+    value = MASTER_KEY if setting == "encryption_key" else PLANTED.format("x")
+    env = folder(**{name: value + "\r\n", "of-another-program": ""})
     settings = load(env | {"AUTH_POSTGRESQL_URL": LOCAL_URL})
-    assert getattr(settings, setting).get_secret_value() == PLANTED.format("x")
+    assert getattr(settings, setting).get_secret_value() == value
     assert settings.provenance.origins == {
         setting: "AUTH_SECRETS_DIR",
         "postgresql_url": "the environment",

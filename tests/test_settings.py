@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import SecretStr, ValidationError
 
-from authsvc import settings as settings_module
+from authsvc.encryption import MasterKey
 from authsvc.errors import SettingsError
 from authsvc.postgresql_url import PostgreSQLTarget
 from authsvc.settings import Settings, SqliteFile, build_settings, load_settings
@@ -72,13 +73,13 @@ SECRETS = (
     "webhook_url",
     "webhook_secret",
 )
+MASTER_KEY = "Pq8rS1tU4vW7xY0zA3bC6dE9fG2hI5jK8lM1nO4pQ7s="
 AUDITED = {
     "audit_key": "Gx5nRt9wQe2yUi7oPa4sDf8gHj3kLz6xCv1bNm0q",
     "checkpoint_private_key": SIGNING_PEM,
     "checkpoint_file": "/var/lib/checkpoints.jsonl",
 }
 """What nothing is to be said about in production."""
-NO_EFFECT = "without effect in this version"
 
 
 @pytest.fixture(autouse=True)
@@ -157,12 +158,6 @@ def test_the_example_shows_the_defaults() -> None:
     }
     assert differing <= {"sqlite_path"}
     assert shown.database == default.database
-
-
-def test_the_example_tells_what_is_not_built() -> None:
-    _, _, last = EXAMPLE.read_text().partition("--- Not in this version ---")
-    unbuilt = {variable(name) for name in settings_module._UNBUILT}
-    assert set(re.findall(r"^# (AUTH_[A-Z_]+)=", last, re.MULTILINE)) == unbuilt
 
 
 # --- Where settings are looked for ---
@@ -293,6 +288,8 @@ def test_every_secret_can_be_a_file(name: str) -> None:
         "rate_limit_storage_url": planted("rate_limit_storage_url"),
         "checkpoint_private_key": SIGNING_PEM,
         "webhook_url": planted("webhook_url"),
+        "encryption_key": MASTER_KEY,
+        "encryption_old_keys": MASTER_KEY,
     }.get(name, f" {SECRET} ")
     Path("secret").write_text(f"{value}\r\n")
     beside = {"webhook_secret": SECRET} if name == "webhook_url" else {}
@@ -583,26 +580,46 @@ def test_registration(given: dict[str, str], is_open: bool) -> None:
     assert load(**given).registration_open is is_open
 
 
-# --- Not built yet ---
+# --- Keys ---
 
 
 @pytest.mark.parametrize(
-    ("name", "off", "on"),
+    "value",
     [
-        ("enable_encryption", "false", "true"),
+        "k" * 44,
+        "A" * 43 + "=",
+        "dev-encryption-key",
+        MASTER_KEY[:-2],
+        f"{MASTER_KEY}{MASTER_KEY}",
+        MASTER_KEY.replace("z", "+"),
+        "openssl rand -base64 32",
     ],
 )
-def test_switches_not_built_can_only_be_off(name: str, off: str, on: str) -> None:
-    assert load(**{name: off}).warnings == ()
-    assert refusal(**{name: on}) == f"{variable(name)}: not in this version; leave it at '{off}'"
+@pytest.mark.parametrize("name", ["encryption_key", "encryption_old_keys"])
+def test_what_is_not_32_random_bytes_is_no_master_key(name: str, value: str) -> None:
+    text = refusal(**{name: value})
+    assert text.startswith(f"{variable(name)}: ")
+    assert "python -c 'from cryptography.fernet import Fernet; print(" in text
+    assert value not in text
 
 
-def test_values_not_built_are_one_warning() -> None:
-    given = {name: SECRET for name in SECRETS if name in settings_module._UNBUILT}
-    (warning,) = load(**given).warnings
-    assert warning.endswith(f": {NO_EFFECT}")
-    named = warning.removesuffix(f": {NO_EFFECT}").split(", ")
-    assert sorted(named) == sorted(variable(name) for name in given)
+def test_a_master_key_as_the_guide_makes_it() -> None:
+    key, old, older = (Fernet.generate_key().decode() for _ in range(3))
+    settings = load(
+        enable_encryption="true", encryption_key=key, encryption_old_keys=f"{old},{older}"
+    )
+    assert [one.id for one in settings.master_keys.all] == [
+        MasterKey(text).id for text in (key, old, older)
+    ]
+    assert settings.warnings == ()
+    # A key that is to come, or that encrypted what is there, is read without the switch.
+    assert load(encryption_key=key).master_keys.key is not None
+
+
+def test_encryption_without_a_key_is_refused() -> None:
+    text = refusal(enable_encryption="true")
+    assert text.startswith("AUTH_ENCRYPTION_KEY: must be set with AUTH_ENABLE_ENCRYPTION; make one")
+    assert refusal(enable_encryption="true", encryption_old_keys=MASTER_KEY) == text
 
 
 @pytest.mark.parametrize(
@@ -704,6 +721,8 @@ def test_the_secrets_are_known() -> None:
 
 def planted(name: str) -> str:
     """A value for a secret setting that can be used and holds the planted word."""
+    if name.startswith("encryption_"):
+        return MASTER_KEY
     if name in ("client_key", "jwt_private_key", "jwt_old_public_keys"):
         return {"client_key": KEY, "jwt_private_key": PEM}.get(name, PUBLIC_PEM)
     if name == "checkpoint_private_key":
@@ -741,6 +760,7 @@ def test_secrets_are_never_shown(name: str, caplog: pytest.LogCaptureFixture) ->
         assert SECRET not in text
         assert KEY not in text
         assert PEM.splitlines()[1] not in text
+        assert MASTER_KEY not in text
     assert getattr(settings, name).get_secret_value() == given[name]
 
 
@@ -755,9 +775,12 @@ def test_secrets_are_never_shown(name: str, caplog: pytest.LogCaptureFixture) ->
     ],
 )
 def test_secrets_are_in_no_refusal(name: str, wrong: dict[str, str]) -> None:
+    if name == "encryption_key" and "enable_encryption" in wrong:
+        wrong = {"enable_encryption": "maybe"}
     text = refusal(**{name: planted(name)}, **wrong)
     assert SECRET not in text
     assert KEY not in text
+    assert MASTER_KEY not in text
 
 
 @pytest.mark.parametrize("name", ["client_key", "postgresql_url", "database_url"])

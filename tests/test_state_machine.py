@@ -29,7 +29,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from authsvc.app import create_app, open_database
+from authsvc.app import create_app
+from authsvc.connections import open_database
 from authsvc.credentials import digest_of
 from authsvc.database import Database
 from authsvc.repositories.tenants import Tenants

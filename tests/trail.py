@@ -11,6 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import insert
 
+import encrypted
 from authsvc import models
 from authsvc.audit_chain import read_payload
 from authsvc.audit_entries import Selection
@@ -36,8 +37,8 @@ _ACTIVITY = (
 def storage_settings(storage: Storage) -> dict[str, str]:
     """What the environment names a test's database by."""
     if storage.path is not None:
-        return {"AUTH_SQLITE_PATH": str(storage.path)}
-    return {"AUTH_POSTGRESQL_URL": storage.url}
+        return {"AUTH_SQLITE_PATH": str(storage.path), **encrypted.ENVIRONMENT}
+    return {"AUTH_POSTGRESQL_URL": storage.url, **encrypted.ENVIRONMENT}
 
 
 async def act(

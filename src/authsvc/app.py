@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -40,18 +39,18 @@ from authsvc.api.security_headers import header_sets
 from authsvc.api.well_known import well_known_router
 from authsvc.checkpoint_file import CheckpointFile
 from authsvc.clock import Clock, system_clock
+from authsvc.connections import open_database, open_gate
 from authsvc.database import Database
 from authsvc.decision_cache import DecisionCache
-from authsvc.errors import SettingsError
 from authsvc.keyring import Keyring, secret_key
 from authsvc.logs import configure_logs
 from authsvc.rate_budgets import budgets_of
-from authsvc.revision_gate import DEADLINE_SECONDS, Gate, PostgresGate, SqliteGate
 from authsvc.services.activity import Activity
 from authsvc.services.alerts import Alerts
 from authsvc.services.checkpoints import CheckpointMaker, refuse_older_state
 from authsvc.services.current_state import CurrentState
 from authsvc.services.deliveries import Deliveries
+from authsvc.services.encryption import require_master_keys, review_encryption
 from authsvc.services.grant_use import GrantUse
 from authsvc.services.key_use import KeyUse
 from authsvc.services.rate_limits import RateLimits
@@ -112,25 +111,6 @@ class _Application(FastAPI):
         await (self.short_way or super().__call__)(scope, receive, send)
 
 
-def open_database(settings: Settings, *, beside_server: bool = False) -> Database:
-    """The database of the settings; nothing is connected yet.
-
-    ``beside_server``: for commands, which leave the checkpoints of a SQLite file to the server.
-    """
-    target = settings.database
-    if isinstance(target, SqliteFile):
-        database = Database.sqlite(target.path, beside_server=beside_server)
-    else:
-        database = Database.postgresql(
-            target.url,
-            target.connect_args,
-            pool_size=settings.postgresql_pool_size,
-            pgbouncer=settings.postgresql_pgbouncer,
-        )
-    database.audit_keys = settings.audit.keys
-    return database
-
-
 Watcher = CheckpointMaker | Alerts | Deliveries
 
 
@@ -152,26 +132,6 @@ def open_watchers(settings: Settings, database: Database, clock: Clock) -> list[
         )
         watchers.append(Deliveries(database, webhook, clock))
     return watchers
-
-
-def open_gate(settings: Settings, clock: Clock) -> Gate:
-    """What tells the tenants' revisions, over a connection of its own that is made when asked.
-
-    PostgreSQL tells the time along with them; another clock than the system's overrules it.
-    """
-    target = settings.gate
-    if target is None:
-        if not isinstance(settings.database, SqliteFile):
-            raise SettingsError("AUTH_POSTGRESQL_GATE_URL: there is no server to ask")
-        return SqliteGate(settings.database.path, clock)
-
-    async def connect() -> asyncpg.Connection:
-        options = {"timeout": DEADLINE_SECONDS, **target.driver_kwargs()}
-        if len(target.hosts) > 1:
-            options.setdefault("target_session_attrs", "primary")
-        return await asyncpg.connect(**options, statement_cache_size=16)
-
-    return PostgresGate(connect, None if clock is system_clock else clock)
 
 
 def open_keyring(settings: Settings) -> Keyring:
@@ -222,6 +182,8 @@ async def prepare(settings: Settings, *, clock: Clock = system_clock) -> Sequenc
             await migrations.migrate(database)
         else:
             await migrations.require_head(database)
+        await require_master_keys(database)
+        warnings += await review_encryption(database)
         if settings.checkpoint_file is not None:
             await refuse_older_state(database, CheckpointFile(settings.checkpoint_file))
         if settings.client_key is not None:
@@ -270,6 +232,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await migrations.require_head(database)
+        await require_master_keys(database)
         await service.limits.start()
         uses.start()
         activity.start()

@@ -86,9 +86,9 @@ async def _find(
     wanted: Selection, client_key: str | None, limit: int | None
 ) -> list[dict[str, Any]]:
     from authsvc import migrations
-    from authsvc.app import open_database
     from authsvc.clock import system_clock
-    from authsvc.database import refusals
+    from authsvc.connections import open_database
+    from authsvc.database_refusals import refusals
     from authsvc.errors import StartError
     from authsvc.services.whole_trail import Whose, find
     from authsvc.settings import SqliteFile, load_settings

@@ -116,6 +116,13 @@ def _settings(_name: str, said: _Said) -> str:
     )
 
 
+_ENCRYPTION = {
+    "enable": "encrypted",
+    "disable": "decrypted",
+    "reseal": "encrypted under a new key",
+}
+
+
 def _tenant_updated(name: str, said: _Said) -> str:
     if "lockdown" in said:
         shut = ", and disabled it" if said.get("disabled") else ""
@@ -123,6 +130,8 @@ def _tenant_updated(name: str, said: _Said) -> str:
     if "review" in said:
         of = said["review"]
         return f"recorded that {of['reviewer']} reviewed the list {of['sha256'][:16]}"
+    if "encryption" in said:
+        return f"{_ENCRYPTION[said['encryption']]} the names of tenant {name}"
     if "audit_key" in said:
         return f"sealed the trail of tenant {name}"
     if not isinstance(said.get("disabled"), bool):

@@ -20,6 +20,7 @@ from authsvc import __version__
 from authsvc.commands import audit_proof, production
 from authsvc.commands.access_review import access_review
 from authsvc.commands.audit import audit
+from authsvc.commands.encryption import encryption, reseal, rewrap
 from authsvc.commands.incident import incident
 from authsvc.commands.keys import keys
 from authsvc.commands.report import report
@@ -27,7 +28,8 @@ from authsvc.commands.running import Json, warn, with_database
 from authsvc.commands.tenants import tenants
 from authsvc.commands.verify import verify
 from authsvc.credentials import new_client_key
-from authsvc.database import Database, refusals
+from authsvc.database import Database
+from authsvc.database_refusals import refusals
 from authsvc.errors import AuthsvcError, StartError, Unavailable
 from authsvc.logs import configure_logs
 from authsvc.settings import Settings, SqliteFile, load_settings
@@ -42,6 +44,9 @@ cli = typer.Typer(
 cli.add_typer(tenants, name="tenants")
 cli.add_typer(keys, name="keys")
 cli.add_typer(audit, name="audit")
+cli.add_typer(encryption, name="encryption")
+keys.command()(rewrap)
+keys.command()(reseal)
 production.add_to(cli)
 audit_proof.add_to(audit)
 cli.command()(verify)

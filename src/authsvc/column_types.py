@@ -67,6 +67,11 @@ def name_type(length: int) -> String:
     return String(length).with_variant(String(length, collation="C"), "postgresql")
 
 
+def encrypted_type(plain: int, encrypted: int) -> String:
+    """As ``name_type``, with room for the encrypted form; SQLite keeps to no length."""
+    return String(plain).with_variant(String(encrypted, collation="C"), "postgresql")
+
+
 class _ListParameter(TypeDecorator[list[Any]]):
     """A list as one bound parameter: an array on PostgreSQL, JSON text on SQLite.
 

@@ -14,14 +14,14 @@ from collections.abc import (
     Awaitable,
     Callable,
     Hashable,
-    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
+from uuid import UUID
 from weakref import WeakValueDictionary
 
 import aiosqlite
@@ -41,7 +41,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.sql.base import Executable
 
 from authsvc.audit_chain import NO_KEYS, AuditKeys
-from authsvc.errors import Busy, OutcomeUnknown, ReadOnly, Unavailable
+from authsvc.database_refusals import refusal, refusals, sqlite_code, sqlstate
+from authsvc.encryption import DataKeys, FieldCipher
+from authsvc.errors import Busy, OutcomeUnknown, Unavailable
 
 log = structlog.get_logger("authsvc.database")
 
@@ -64,20 +66,23 @@ _BEGIN_WRITE = text(
 )
 _IN_RECOVERY = text("SELECT pg_is_in_recovery()")
 
-# https://www.postgresql.org/docs/current/errcodes-appendix.html
-_LOCK_NOT_AVAILABLE = {"55P03", "40P01", "40001", "57014"}
-_READ_ONLY = {"25006"}
-_REFUSED = {"28000", "28P01", "3D000", "42501", "42P01"}
-_SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _SQLITE_DEFINITE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY}
 
 
 class Transaction:
-    """What repositories work with: statements in, rows out. Carries no commit."""
+    """What repositories work with: statements in, rows out. Carries no commit.
 
-    def __init__(self, connection: AsyncConnection, audit_keys: AuditKeys = NO_KEYS) -> None:
+    ``generations`` are those of the tenants whose heads it has read, ``ciphers`` the ones it used.
+    """
+
+    def __init__(
+        self, connection: AsyncConnection, audit_keys: AuditKeys, data_keys: DataKeys
+    ) -> None:
         self._connection = connection
         self.audit_keys = audit_keys
+        self.data_keys = data_keys
+        self.generations: dict[UUID, int] = {}
+        self.ciphers: dict[UUID, FieldCipher] = {}
         self.events = 0
         self.failed = False
         self.abandoned = False
@@ -107,53 +112,14 @@ class Transaction:
             raise
 
 
-def _sqlite_code(error: BaseException | None) -> int:
-    """The primary result code; extended codes carry more in their upper bits."""
-    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
-
-
-def _sqlstate(error: BaseException | None) -> str:
-    return str(getattr(error, "sqlstate", "") or "")
-
-
-@contextmanager
-def refusals() -> Iterator[None]:
-    """Turn a failing database into an error of ours; a bug (a constraint, bad data) stays one."""
-    try:
-        yield
-    except (exc.IntegrityError, exc.DataError):
-        raise
-    except exc.DBAPIError as error:
-        raise _refusal(error.orig) from error
-    except (exc.TimeoutError, exc.DisconnectionError, OSError, TimeoutError) as error:
-        raise _refusal(error) from error
-
-
-def _refusal(error: BaseException | None) -> Unavailable:
-    state = _sqlstate(error) or str(getattr(error, "sqlite_errorname", ""))
-    log.warning("database_refused", kind=type(error).__name__, state=state)
-    if state in _LOCK_NOT_AVAILABLE or _sqlite_code(error) in _SQLITE_BUSY:
-        return Busy("Others are writing to this tenant; nothing was changed, try again")
-    if state in _REFUSED:
-        return Unavailable(
-            "The database refuses this service: its operator has to look at the role, the password"
-            " and the grants",
-            retry_after=30,
-        )
-    if state in _READ_ONLY or _sqlite_code(error) == sqlite3.SQLITE_READONLY:
-        return ReadOnly("The database accepts no writes right now; nothing was changed")
-    if _sqlite_code(error) == sqlite3.SQLITE_FULL:
-        return Unavailable("The database's disk is full; nothing was changed", retry_after=30)
-    return Unavailable()
-
-
 class Database:
     """Engines, queues and transactions of one database.
 
     ``reader`` and ``writer`` are one engine on PostgreSQL. On SQLite there are two: a writer with
     one connection (SQLite has one writer at a time anyway, and below 3.51.3 two connections that
     checkpoint can damage a WAL file), and readers that never write. ``audit_keys`` seal the audit
-    events that write transactions append; ``events_written`` counts those.
+    events that write transactions append; ``events_written`` counts those. ``data_keys`` encrypt
+    names.
     """
 
     def __init__(
@@ -164,6 +130,7 @@ class Database:
         self.label = label
         self._direct = direct
         self.audit_keys = NO_KEYS
+        self.data_keys = DataKeys()
         self.events_written = 0
         self.is_sqlite = writer.dialect.name == "sqlite"
         self._locks: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
@@ -304,7 +271,7 @@ class Database:
                     connection = await connection.execution_options(
                         isolation_level="REPEATABLE READ", postgresql_readonly=True
                     )
-                transaction = Transaction(connection)
+                transaction = Transaction(connection, self.audit_keys, self.data_keys)
                 if not self.is_sqlite:
                     await self._refuse_standby(transaction)
                 yield transaction
@@ -376,7 +343,7 @@ class Database:
         work: Callable[[Transaction], Awaitable[T]],
         idle_seconds: int,
     ) -> T:
-        transaction = Transaction(connection, self.audit_keys)
+        transaction = Transaction(connection, self.audit_keys, self.data_keys)
         if not self.is_sqlite:
             await transaction.execute(_BEGIN_WRITE, {"idle": f"{idle_seconds}s"})
         result = await work(transaction)
@@ -403,11 +370,11 @@ class Database:
             await connection.commit()
         except (exc.SQLAlchemyError, OSError, TimeoutError) as error:
             cause = getattr(error, "orig", error)
-            if self.is_sqlite and _sqlite_code(cause) in _SQLITE_DEFINITE:
+            if self.is_sqlite and sqlite_code(cause) in _SQLITE_DEFINITE:
                 await connection.rollback()
-                raise _refusal(cause) from error
+                raise refusal(cause) from error
             log.error(  # noqa: TRY400 - a traceback would show the statement
-                "commit_unanswered", kind=type(cause).__name__, state=_sqlstate(cause)
+                "commit_unanswered", kind=type(cause).__name__, state=sqlstate(cause)
             )
             raise unknown from error
         # A cancelled wait for a synchronous standby is a warning: committed here, maybe only here.

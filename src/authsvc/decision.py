@@ -51,9 +51,14 @@ def in_scope(membership: Membership, scope: str | None) -> bool:
     return not membership.scope or membership.scope == scope
 
 
+def counts(m: Membership, scope: str | None, now: datetime) -> bool:
+    """Whether a membership counts here and now."""
+    return in_scope(m, scope) and in_force(m, now)
+
+
 def held(memberships: Iterable[Membership], scope: str | None, now: datetime) -> list[Membership]:
     """The memberships that count here and now."""
-    return [m for m in memberships if in_scope(m, scope) and in_force(m, now)]
+    return [m for m in memberships if counts(m, scope, now)]
 
 
 def allowed(

@@ -8,16 +8,19 @@ from datetime import timedelta
 from functools import partial
 
 from authsvc import migrations, selftest
-from authsvc.app import create_app, open_database
+from authsvc.app import create_app
 from authsvc.clock import system_clock
-from authsvc.database import Database, refusals
+from authsvc.connections import open_database
+from authsvc.database import Database
 from authsvc.database_choice import SqliteFile, mode_over_network
+from authsvc.database_refusals import refusals
 from authsvc.errors import AuthsvcError
 from authsvc.host_review import argument_checks, database_file_checks
 from authsvc.http_probe import Ask, in_process, over_http
 from authsvc.production import Check, settings_checks
 from authsvc.repositories.server_rights import ServerRights, server_rights
 from authsvc.services import audit_review
+from authsvc.services.encryption import Status, require_master_keys, status
 from authsvc.services.tenants import NewTenant, end_lent_key, lend_key
 from authsvc.settings import Settings, build_settings
 from authsvc.tls_review import tls_checks
@@ -73,7 +76,7 @@ def _as_local(check: Check) -> Check:
 
 
 def _unbuilt() -> Iterator[Check]:
-    for item in (2, 11, 13):
+    for item in (11, 13):
         yield Check(item, "fail", "not in this version")
 
 
@@ -112,15 +115,17 @@ async def _database_checks(settings: Settings) -> AsyncIterator[Check]:
     try:
         with refusals():
             await migrations.require_head(database)
+        await require_master_keys(database)
         if not database.is_sqlite:
             async with database.read() as tx:
                 rights = await server_rights(tx)
             for check in _rights(rights, encrypt=mode_over_network(target) is not None):
                 yield check
     except AuthsvcError as error:
-        for item in (3, 6, 12):
+        for item in (2, 3, 6, 12):
             yield Check(item, "fail", f"the database: {error.message}")
     else:
+        yield _names(await status(database), on=settings.enable_encryption)
         for check in await _audit(database):
             yield check
         yield await _flows(probed, database)
@@ -146,6 +151,19 @@ def _rights(rights: ServerRights, *, encrypt: bool) -> Iterator[Check]:
         yield Check(3, "pass", kept) if good else Check(3, "fail", kept, mend)
     if encrypt and not rights.encrypted:
         yield Check(3, "fail", "this connection is in the clear", "use sslmode=verify-full")
+
+
+def _names(found: Status, *, on: bool) -> Check:
+    encrypted = sum(one.encrypted for one in found.columns)
+    plain = sum(one.plain for one in found.columns)
+    if found.astray:
+        evidence = f"{found.astray} stored names are in another form than their tenant's others"
+        return Check(2, "fail", evidence, "run 'authsvc verify': changed past the service")
+    if on and plain:
+        evidence = f"{plain} names of {found.plain_tenants} tenants are stored as they are"
+        return Check(2, "fail", evidence, "run 'authsvc encryption enable'")
+    keys = "every master key in use is in the settings"
+    return Check(2, "pass", f"{encrypted} stored names are encrypted, {plain} are not; {keys}")
 
 
 async def _audit(database: Database) -> Sequence[Check]:
@@ -187,16 +205,16 @@ def _host(settings: Settings) -> str:
 
 async def _headers(ask: Ask) -> Check:
     wrong = []
-    for method, path, body, status in _OUTCOMES:
+    for method, path, body, expected in _OUTCOMES:
         answer = await ask(method, path, None, body)
-        if answer.status != status:
-            wrong.append(f"{method} {path} answers {answer.status} instead of {status}")
+        if answer.status != expected:
+            wrong.append(f"{method} {path} answers {answer.status} instead of {expected}")
         for name, values in _GUIDE.items():
             if answer.headers.get(name) not in values:
                 wrong.append(f"{name} on {answer.status}")
     if wrong:
         return Check(10, "fail", f"missing or wrong: {', '.join(wrong)}")
-    statuses = ", ".join(str(status) for *_, status in _OUTCOMES)
+    statuses = ", ".join(str(expected) for *_, expected in _OUTCOMES)
     return Check(10, "pass", f"all five headers on answers with {statuses}")
 
 

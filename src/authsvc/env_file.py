@@ -8,6 +8,8 @@ import uuid
 from base64 import b64encode
 from pathlib import Path
 
+from cryptography.fernet import Fernet
+
 from authsvc.errors import StartError
 
 IGNORED = (".env", ".env.local", ".env.production", "*.key", "secrets/")
@@ -35,6 +37,10 @@ AUTH_JWT_REFRESH_TOKEN_EXPIRE_DAYS=7
 # Seals the audit trail: keep a copy where the database's keepers cannot read it.
 AUTH_AUDIT_KEY={audit_key}
 
+# Names are encrypted with it before they are stored: without it they cannot be read.
+AUTH_ENABLE_ENCRYPTION=true
+AUTH_ENCRYPTION_KEY={encryption_key}
+
 # The database: this file, or a server in its place.
 AUTH_SQLITE_PATH=~/.auth.sqlite3
 # AUTH_POSTGRESQL_URL=postgresql://authsvc@db.example.com/auth?sslmode=verify-full
@@ -44,7 +50,12 @@ AUTH_SQLITE_PATH=~/.auth.sqlite3
 
 def write_env_file(path: Path) -> None:
     """Make ``.env`` with fresh secrets, mode 0600. Raises StartError if there is one already."""
-    text = _TEXT.format(client_key=uuid.uuid4(), jwt_secret=_secret(), audit_key=_secret())
+    text = _TEXT.format(
+        client_key=uuid.uuid4(),
+        jwt_secret=_secret(),
+        audit_key=_secret(),
+        encryption_key=Fernet.generate_key().decode(),
+    )
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags, 0o600)

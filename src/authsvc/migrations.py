@@ -11,7 +11,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
-from authsvc.database import Database, refusals
+from authsvc.database import Database
+from authsvc.database_refusals import refusals
 from authsvc.errors import Busy, SchemaError, SettingsError
 
 # "authsvc migrations" in ASCII: two migrations of one database wait for each other.

@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 from authsvc import audit_triggers
-from authsvc.column_types import TenantId, UtcDateTime, name_type
+from authsvc.column_types import TenantId, UtcDateTime, encrypted_type, name_type
 
 metadata = MetaData(
     naming_convention={
@@ -43,15 +43,37 @@ tenant = Table(
 )
 
 # One narrow row per tenant, rewritten by every change: half of each page is left free so that the
-# new version of the row finds room beside the old one.
+# new version of the row finds room beside the old one. ``generation`` is that of the data key that
+# the tenant's rows are encrypted under, 0 where they are not.
 tenant_head = Table(
     "tenant_head",
     metadata,
     Column("tenant_id", TenantId, ForeignKey("tenant.id"), primary_key=True),
     Column("revision", BigInteger, nullable=False),
     Column("head", LargeBinary(32), nullable=False),
+    Column("generation", BigInteger, nullable=False, server_default="0"),
     postgresql_with={"fillfactor": 50},
     sqlite_with_rowid=False,
+)
+
+# The master keys that something is, or was, wrapped under; an id is the check value of a key.
+master_key = Table(
+    "master_key",
+    metadata,
+    Column("id", name_type(64), primary_key=True),
+    Column("registered_at", UtcDateTime, nullable=False),
+)
+
+# Data keys, wrapped. Those of earlier generations stay, for events that were written under them.
+tenant_key = Table(
+    "tenant_key",
+    metadata,
+    Column("tenant_id", TenantId, ForeignKey("tenant.id"), primary_key=True),
+    Column("generation", BigInteger, primary_key=True, autoincrement=False),
+    Column("wrapped", name_type(512), nullable=False),
+    Column("master_key", name_type(64), ForeignKey("master_key.id"), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index("ix_tenant_key_master_key", "master_key"),
 )
 
 client_key = Table(
@@ -60,7 +82,7 @@ client_key = Table(
     Column("tenant_id", TenantId, ForeignKey("tenant.id"), primary_key=True),
     Column("id", name_type(64), primary_key=True),
     Column("digest", LargeBinary(32), nullable=False, unique=True),
-    Column("label", name_type(512), nullable=False),
+    Column("label", encrypted_type(512, 2800), nullable=False),
     Column("scopes", JSON, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime),
@@ -104,8 +126,8 @@ api_key = Table(
     Column("tenant_id", TenantId, ForeignKey("tenant.id"), primary_key=True),
     Column("id", name_type(64), primary_key=True),
     Column("digest", LargeBinary(32), nullable=False, unique=True),
-    Column("user_id", name_type(254), nullable=False),
-    Column("label", name_type(512), nullable=False),
+    Column("user_id", encrypted_type(254, 400), nullable=False),
+    Column("label", encrypted_type(512, 2800), nullable=False),
     Column("key_prefix", name_type(16), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime),
@@ -120,7 +142,7 @@ role = Table(
     Column("tenant_id", TenantId, ForeignKey("tenant.id"), primary_key=True),
     Column("id", BigInteger, primary_key=True, autoincrement=False),
     Column("name", name_type(64), nullable=False),
-    Column("description", name_type(512), nullable=False),
+    Column("description", encrypted_type(512, 2800), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Index("uq_role_tenant_id_name", "tenant_id", "name", unique=True),
 )
@@ -146,7 +168,7 @@ role_permission = Table(
     metadata,
     Column("tenant_id", TenantId, primary_key=True),
     Column("role_id", BigInteger, primary_key=True, autoincrement=False),
-    Column("permission", name_type(128), primary_key=True),
+    Column("permission", encrypted_type(128, 240), primary_key=True),
     ForeignKeyConstraint(["tenant_id", "role_id"], ["role.tenant_id", "role.id"]),
     Index("ix_role_permission_permission", "tenant_id", "permission", "role_id"),
     sqlite_with_rowid=False,
@@ -156,7 +178,7 @@ membership = Table(
     "membership",
     metadata,
     Column("tenant_id", TenantId, primary_key=True),
-    Column("user_id", name_type(254), primary_key=True),
+    Column("user_id", encrypted_type(254, 400), primary_key=True),
     Column("role_id", BigInteger, primary_key=True, autoincrement=False),
     Column("scope", name_type(254), primary_key=True),
     Column("not_before", UtcDateTime),
@@ -167,7 +189,8 @@ membership = Table(
 )
 
 # What events are looked for by stands beside them, as their payloads have it. ``mac`` is null where
-# no audit key was set.
+# no audit key was set. ``generation`` is that of the data key that payload and ``entity_id`` are
+# encrypted under, null where they are not.
 audit_event = Table(
     "audit_event",
     metadata,
@@ -180,9 +203,10 @@ audit_event = Table(
     Column("mac", LargeBinary(32)),
     Column("action", name_type(32)),
     Column("entity_type", name_type(32)),
-    Column("entity_id", name_type(254)),
+    Column("entity_id", encrypted_type(254, 400)),
     Column("actor", name_type(64)),
     Column("ip_address", name_type(64)),
+    Column("generation", BigInteger),
     Index("ix_audit_event_entity_id", "tenant_id", "entity_id", "seq"),
     Index("ix_audit_event_actor", "tenant_id", "actor", "seq"),
     Index("ix_audit_event_at", "tenant_id", "at", "seq"),
@@ -238,7 +262,8 @@ alerts_begun = Table(
     Column("at", UtcDateTime, nullable=False),
 )
 
-# What is to be sent to the webhook and has not been taken yet; ids sort by time.
+# What is to be sent to the webhook and has not been taken yet; ids sort by time. ``generation`` as
+# with events, of the tenant that the message names.
 outgoing = Table(
     "outgoing",
     metadata,
@@ -247,6 +272,8 @@ outgoing = Table(
     Column("body", LargeBinary, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("claimed_until", UtcDateTime),
+    Column("tenant_id", TenantId),
+    Column("generation", BigInteger),
 )
 
 # What happened without changing anything; ids sort by time. A tenant's rows may outlive a moment
@@ -259,13 +286,14 @@ activity_event = Table(
     Column("at", UtcDateTime, nullable=False),
     Column("action", name_type(32), nullable=False),
     Column("entity_type", name_type(32), nullable=False),
-    Column("entity_id", name_type(254), nullable=False),
+    Column("entity_id", encrypted_type(254, 400), nullable=False),
     Column("actor", name_type(64)),
     Column("ip_address", name_type(64)),
     Column("user_agent", name_type(256)),
     Column("request_id", name_type(128)),
     Column("success", Boolean, nullable=False),
     Column("details", JSON, nullable=False),
+    Column("generation", BigInteger),
     Index("ix_activity_event_tenant_id", "tenant_id", "id"),
     Index("ix_activity_event_action", "action", "id"),
 )
@@ -276,7 +304,7 @@ grant_use = Table(
     metadata,
     Column("tenant_id", TenantId, ForeignKey("tenant.id"), primary_key=True),
     Column("role_id", BigInteger, primary_key=True, autoincrement=False),
-    Column("permission", name_type(128), primary_key=True),
+    Column("permission", encrypted_type(128, 240), primary_key=True),
     Column("used_at", UtcDateTime, nullable=False),
     sqlite_with_rowid=False,
 )

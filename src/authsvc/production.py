@@ -81,6 +81,7 @@ def settings_checks(settings: Settings) -> Iterator[Check]:
     """Everything that the settings alone can tell, item by item."""
     yield from _jwt(settings)
     yield from _reuse(settings)
+    yield from _encryption(settings)
     yield from _database(settings)
     yield from _cors(settings)
     yield from _audit(settings)
@@ -117,6 +118,20 @@ def _jwt(settings: Settings) -> Iterator[Check]:
     if not weak:
         kind = "a private key" if settings.jwt_private_key is not None else "AUTH_JWT_SECRET_KEY"
         yield Check(1, "pass", f"{kind} signs; long enough, no known or guessable value")
+
+
+def _encryption(settings: Settings) -> Iterator[Check]:
+    # A key that is no key has refused the settings before this is asked.
+    if settings.enable_encryption:
+        yield Check(2, "pass", "AUTH_ENABLE_ENCRYPTION: is on; AUTH_ENCRYPTION_KEY is a Fernet key")
+        return
+    yield Check(
+        2,
+        "fail",
+        "AUTH_ENABLE_ENCRYPTION: is off, so names of users and permissions are stored as they are",
+        "set AUTH_ENCRYPTION_KEY and AUTH_ENABLE_ENCRYPTION=true, then run"
+        " 'authsvc encryption enable'",
+    )
 
 
 def _weakness(secret: str, shortest: int, bits: float) -> str | None:

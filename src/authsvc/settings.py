@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -41,6 +40,8 @@ from authsvc.database_choice import (
     is_address,
     is_loopback,
 )
+from authsvc.encryption import NO_MASTER_KEYS, MasterKeys
+from authsvc.encryption_settings import read_master_keys
 from authsvc.errors import SettingsError
 from authsvc.keyring import Key, read_keys
 from authsvc.network_names import (
@@ -59,23 +60,6 @@ __all__ = ["Settings", "SqliteFile", "build_settings", "load_settings"]
 
 Names = Annotated[tuple[str, ...], NoDecode]
 """Several values in one variable, separated by commas."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unbuilt:
-    """A setting whose subject does not exist in this version: accepted only at what means off.
-
-    ``off`` None: there is no such value, so any is accepted and said to have no effect.
-    """
-
-    off: object = None
-
-
-_UNBUILT: dict[str, Unbuilt] = {
-    "enable_encryption": Unbuilt(off=False),
-    "encryption_key": Unbuilt(),
-    "encryption_old_keys": Unbuilt(),
-}
 
 
 _STORAGES = ("redis://", "rediss://", "unix://")
@@ -171,6 +155,7 @@ class Settings(BaseSettings):
     _gate: PostgreSQLTarget | None = PrivateAttr(default=None)
     _token_keys: tuple[Key, ...] = PrivateAttr(default=())
     _audit: AuditSettings = PrivateAttr(default_factory=AuditSettings)
+    _master_keys: MasterKeys = PrivateAttr(default=NO_MASTER_KEYS)
     _warnings: tuple[str, ...] = PrivateAttr(default=())
     _provenance: Provenance = PrivateAttr(default_factory=Provenance)
 
@@ -205,6 +190,11 @@ class Settings(BaseSettings):
     def audit(self) -> AuditSettings:
         """The audit keys, the key of checkpoints and the rules of alerts, as they are used."""
         return self._audit
+
+    @property
+    def master_keys(self) -> MasterKeys:
+        """The keys that the tenants' data keys are wrapped under, the one that wraps first."""
+        return self._master_keys
 
     @cached_property
     def registration_open(self) -> bool:
@@ -283,10 +273,6 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for name, unbuilt in _UNBUILT.items():
-            if unbuilt.off is not None and getattr(self, name) != unbuilt.off:
-                off = str(unbuilt.off).lower()
-                raise SettingsError(f"{_env(name)}: not in this version; leave it at '{off}'")
         self._database = choose_database(
             sqlite_path=self.sqlite_path,
             postgresql_url=self.postgresql_url,
@@ -306,17 +292,11 @@ class Settings(BaseSettings):
             )
         self._token_keys = read_keys(self)
         self._audit = read_audit_settings(self)
+        self._master_keys = read_master_keys(self)
         self._warnings = tuple(self._advice())
         return self
 
     def _advice(self) -> Iterator[str]:
-        idle = [
-            _env(name)
-            for name, unbuilt in _UNBUILT.items()
-            if unbuilt.off is None and name in self.model_fields_set
-        ]
-        if idle:
-            yield f"{', '.join(idle)}: without effect in this version"
         if self.cors_origins and not self.allow_cors:
             yield "AUTH_CORS_ORIGINS: without effect, because AUTH_ALLOW_CORS is false"
         alone = self.workers > 1 and self.rate_limit_storage_url is None

@@ -25,7 +25,8 @@ from authsvc.api.check_path import CheckPath
 from authsvc.decision_cache import TenantState
 from authsvc.errors import Unavailable
 from authsvc.records import Stamp
-from authsvc.repositories.policy import Load, load_policy
+from authsvc.repositories.policy import load_policy
+from authsvc.repositories.policy_statements import Load
 from authsvc.revision_gate import Now, PostgresGate, SqliteGate
 from authsvc.services.current_state import CurrentState
 from history.run import World, shown

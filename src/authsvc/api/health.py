@@ -13,6 +13,7 @@ from authsvc.api.envelope import timestamp
 from authsvc.api.problems import error_responses
 from authsvc.api.route import ContractRoute
 from authsvc.errors import Unavailable
+from authsvc.services.encryption import missing_master_keys, short
 
 router = APIRouter(tags=["Service"], route_class=ContractRoute)
 
@@ -57,6 +58,14 @@ async def _reasons(service: ServiceDep) -> list[str]:
     return []
 
 
+async def _keys_missing(service: ServiceDep) -> list[str]:
+    """Tenants whose key is missing are refused; who has every key serves them better."""
+    return [
+        f"AUTH_ENCRYPTION_OLD_KEYS lacks the key with the check value {short(one)}"
+        for one in await missing_master_keys(service.database)
+    ]
+
+
 @router.get(
     "/health",
     summary="Can the service answer?",
@@ -68,6 +77,13 @@ async def health(service: ServiceDep) -> JSONResponse:
     if await _reasons(service):
         return JSONResponse({"status": "unhealthy"}, 503, {"Retry-After": "1"})
     return JSONResponse({"status": "healthy"})
+
+
+def _unreadable(service: ServiceDep) -> str | None:
+    count = len(service.database.data_keys.unreadable)
+    if not count:
+        return None
+    return f"the data keys of {count} tenant{'s' * (count != 1)} do not open: run 'authsvc verify'"
 
 
 @router.get(
@@ -88,11 +104,11 @@ async def ready(service: ServiceDep) -> JSONResponse:
     """For a load balancer: 503 with the reasons while requests would be refused. `degraded` answers
     requests as ever, but something beside them is not as it should be.
     """
-    reasons = await _reasons(service)
+    reasons = await _reasons(service) or await _keys_missing(service)
     if reasons:
         answered = {"status": "not_ready", "reasons": reasons}
         return JSONResponse(answered, 503, {"Retry-After": "1"})
-    found = [service.limits.reduced, service.activity.reduced]
+    found = [service.limits.reduced, service.activity.reduced, _unreadable(service)]
     found += [watcher.problem for watcher in service.watchers]
     reduced = [reason for reason in found if reason]
     if reduced:

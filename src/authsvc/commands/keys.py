@@ -16,7 +16,10 @@ from authsvc.records import SCOPES, ClientKey
 from authsvc.sanitizer import check_text
 from authsvc.services import operator
 
-keys = typer.Typer(help="The client keys of a tenant.", no_args_is_help=True)
+keys = typer.Typer(
+    help="The client keys of a tenant, and the keys that its names are encrypted under.",
+    no_args_is_help=True,
+)
 
 TenantName = Annotated[str, typer.Option("--tenant", help="The tenant's name.")]
 KeyName = Annotated[str, typer.Argument(metavar="KEY_ID", help="As 'authsvc keys list' shows it.")]

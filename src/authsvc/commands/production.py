@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from authsvc.commands.running import Json
-from authsvc.database import refusals
+from authsvc.database_refusals import refusals
 from authsvc.env_file import ignore_in_git, write_env_file
 from authsvc.errors import SettingsError
 from authsvc.logs import configure_logs
@@ -28,7 +28,7 @@ def init() -> None:
     # First what may be refused, and only then what changes another file.
     write_env_file(path)
     typer.echo(
-        f"Made {path} with a client key and secrets for tokens and the audit trail;"
+        f"Made {path} with a client key and secrets for tokens, the audit trail and encryption;"
         " only you can read it."
     )
     if added := ignore_in_git(Path.cwd()):

@@ -8,7 +8,8 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from authsvc.database import Database, refusals
+from authsvc.database import Database
+from authsvc.database_refusals import refusals
 from authsvc.errors import InputError, SettingsError, StartError
 from authsvc.logs import configure_logs
 from authsvc.sanitizer import check_role
@@ -27,7 +28,7 @@ def with_database(
 
     ``made``: make a SQLite file that is not there yet.
     """
-    from authsvc.app import open_database
+    from authsvc.connections import open_database
 
     configure_logs(debug=settings.debug_mode)
     target = settings.database
@@ -53,9 +54,11 @@ def on_tenants(work: Callable[[Database], Coroutine[Any, Any, T]]) -> T:
     """As ``with_database``, with the environment's settings and a schema made sure of."""
     settings = load_settings()
     from authsvc import migrations
+    from authsvc.services.encryption import require_master_keys
 
     async def checked(database: Database) -> T:
         await migrations.require_head(database)
+        await require_master_keys(database)
         return await work(database)
 
     return with_database(checked, settings)

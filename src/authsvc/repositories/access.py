@@ -12,7 +12,11 @@ from sqlalchemy import Row, Select, func, select, text
 from authsvc import models
 from authsvc.audit_chain import read_payload
 from authsvc.database import Transaction
-from authsvc.repositories.audit import event_of
+from authsvc.encryption import CLIENT_KEY_LABEL, GRANT, KEY_USER, MEMBER
+from authsvc.records import Membership
+from authsvc.repositories.activity import Told, told
+from authsvc.repositories.audit import events_of
+from authsvc.repositories.field_ciphers import cipher_of
 
 _activity = models.activity_event
 
@@ -50,7 +54,8 @@ class Access:
         found = await self._tx.execute(
             select(grant.c.role_id, grant.c.permission).where(grant.c.tenant_id == self._tenant)
         )
-        return [(row.role_id, row.permission) for row in found]
+        cipher = await cipher_of(self._tx, self._tenant)
+        return [(row.role_id, cipher.open(GRANT, row.permission)) for row in found]
 
     async def parents(self) -> set[int]:
         """The roles that another one inherits from."""
@@ -60,15 +65,30 @@ class Access:
         )
         return {row.parent_id for row in found}
 
-    async def memberships(self) -> list[Row[Any]]:
-        """user_id, role_id, scope, not_before and expires_at."""
+    async def memberships(self) -> list[Membership]:
+        """All there are, in the order of users, roles and scopes."""
         member = models.membership
-        found = await self._tx.execute(
-            select(member)
-            .where(member.c.tenant_id == self._tenant)
-            .order_by(member.c.user_id, member.c.role_id, member.c.scope)
+        cipher = await cipher_of(self._tx, self._tenant)
+        rows = await self._tx.execute(
+            select(
+                member.c.user_id,
+                member.c.role_id,
+                member.c.scope,
+                member.c.not_before,
+                member.c.expires_at,
+            ).where(member.c.tenant_id == self._tenant)
         )
-        return list(found)
+        found = [
+            Membership(
+                cipher.open(MEMBER, row.user_id),
+                row.role_id,
+                row.scope,
+                row.not_before,
+                row.expires_at,
+            )
+            for row in rows
+        ]
+        return sorted(found, key=lambda m: (m.user, m.role_id, m.scope))
 
     async def granted_at(self) -> dict[tuple[str, str], datetime]:
         """Role and permission -> when that was granted last, as far as events are here."""
@@ -79,24 +99,25 @@ class Access:
             .order_by(event.c.seq)
         )
         found = {}
-        for row in rows:
-            said = read_payload(event_of(row))
-            found[said["details"]["role"], said["entity_id"]] = row.at
+        for one in await events_of(self._tx, self._tenant, rows):
+            said = read_payload(one)
+            found[said["details"]["role"], said["entity_id"]] = one.at
         return found
 
     async def credentials(self, now: datetime) -> list[Credential]:
         """Client keys and API keys in force, oldest first."""
+        cipher = await cipher_of(self._tx, self._tenant)
         found = [
             Credential(
-                "client key", row.id, row.label, "admin" in row.scopes, row.created_at,
-                row.expires_at, row.last_used_at,
+                "client key", row.id, cipher.open(CLIENT_KEY_LABEL, row.label),
+                "admin" in row.scopes, row.created_at, row.expires_at, row.last_used_at,
             )
             async for row in self._live(models.client_key, now)
         ]  # fmt: skip
         found += [
             Credential(
-                "API key", row.id, row.user_id, False, row.created_at, row.expires_at,
-                row.last_used_at,
+                "API key", row.id, cipher.open(KEY_USER, row.user_id), False, row.created_at,
+                row.expires_at, row.last_used_at,
             )
             async for row in self._live(models.api_key, now)
         ]  # fmt: skip
@@ -143,22 +164,14 @@ async def actors_before(tx: Transaction, tenant_id: UUID, instant: datetime) -> 
 
 async def activity_between(
     tx: Transaction, tenant_id: UUID | None, since: datetime, until: datetime
-) -> list[Row[Any]]:
-    """action, ip_address, success, entity_id and details of the activity of a time: of a tenant
-    (with what nobody is to blame for), or of all.
-    """
-    wanted = select(
-        _activity.c.action,
-        _activity.c.ip_address,
-        _activity.c.success,
-        _activity.c.entity_id,
-        _activity.c.details,
-    ).where(_activity.c.at >= since, _activity.c.at < until)
+) -> list[Told]:
+    """The activity of a time: of a tenant (with what nobody is to blame for), or of all."""
+    wanted = select(_activity).where(_activity.c.at >= since, _activity.c.at < until)
     if tenant_id is not None:
         wanted = wanted.where(
             (_activity.c.tenant_id == tenant_id) | _activity.c.tenant_id.is_(None)
         )
-    return list(await tx.execute(wanted.order_by(_activity.c.id)))
+    return await told(tx, await tx.execute(wanted.order_by(_activity.c.id)))
 
 
 async def database_bytes(tx: Transaction) -> int:

@@ -14,7 +14,7 @@ from authsvc import models
 from authsvc.alerting import Seen
 from authsvc.audit_chain import read_payload
 from authsvc.database import Transaction
-from authsvc.repositories.audit import event_of
+from authsvc.repositories.audit import events_of
 from authsvc.time_ids import first_id_of
 
 _head = models.tenant_head
@@ -96,7 +96,7 @@ class AlertSources:
             .order_by(_event.c.seq)
             .limit(most)
         )
-        return [_seen(row) for row in rows]
+        return await self._seen(tenant_id, rows)
 
     async def giving_before(self, tenant_id: UUID, seq: int, since: datetime) -> list[Seen]:
         """The events from an instant until before a number that gave somebody something."""
@@ -110,7 +110,11 @@ class AlertSources:
             )
             .order_by(_event.c.seq)
         )
-        return [_seen(row) for row in rows]
+        return await self._seen(tenant_id, rows)
+
+    async def _seen(self, tenant_id: UUID, rows: Iterable[Any]) -> list[Seen]:
+        events = await events_of(self._tx, tenant_id, rows)
+        return [Seen(event.seq, event.at, read_payload(event)) for event in events]
 
     async def known_before(
         self, tenant_id: UUID, seq: int, actors: Iterable[str | None]
@@ -150,8 +154,3 @@ class AlertSources:
             )
         )
         return {row.ip_address for row in rows}
-
-
-def _seen(row: Any) -> Seen:
-    event = event_of(row)
-    return Seen(event.seq, event.at, read_payload(event))

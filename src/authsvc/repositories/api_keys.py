@@ -12,7 +12,9 @@ from sqlalchemy import Row, and_, bindparam, func, insert, or_, select, update
 from authsvc import models
 from authsvc.column_types import TextList, UtcDateTime, one_of
 from authsvc.database import Database, Transaction
+from authsvc.encryption import KEY_LABEL, KEY_USER, FieldCipher
 from authsvc.records import EMPTY, ApiKey, Stamp
+from authsvc.repositories.field_ciphers import cipher_of, current_key
 
 _key = models.api_key
 _tenant = _key.c.tenant_id == bindparam("tenant")
@@ -28,7 +30,15 @@ _columns = (
     _key.c.last_used_at,
 )
 _BY_DIGEST = (
-    select(models.tenant_head.c.revision, models.tenant_head.c.head, *_columns)
+    select(
+        models.tenant_head.c.revision,
+        models.tenant_head.c.head,
+        models.tenant_head.c.generation,
+        models.tenant_key.c.wrapped,
+        *_columns,
+    )
+    .select_from(models.tenant_head)
+    .outerjoin(models.tenant_key, current_key)
     .outerjoin(
         _key,
         and_(
@@ -76,11 +86,11 @@ _REVOKE = (
 )
 
 
-def _record(row: Row[Any]) -> ApiKey:
+def _record(row: Row[Any], cipher: FieldCipher) -> ApiKey:
     return ApiKey(
         row.id,
-        row.user_id,
-        row.label,
+        cipher.open(KEY_USER, row.user_id),
+        cipher.open(KEY_LABEL, row.label),
         row.key_prefix,
         row.created_at,
         row.expires_at,
@@ -97,7 +107,11 @@ async def find_api_key(
     if not rows:
         return None, EMPTY
     stamp = Stamp(rows[0].revision, rows[0].head)
-    return (None if rows[0].id is None else _record(rows[0])), stamp
+    row = rows[0]
+    if row.id is None:
+        return None, stamp
+    cipher = database.data_keys.cipher(tenant_id, row.generation, row.wrapped)
+    return _record(row, cipher), stamp
 
 
 class ApiKeys:
@@ -107,15 +121,29 @@ class ApiKeys:
         self._tx = transaction
         self._tenant = tenant_id
 
+    async def _cipher(self) -> FieldCipher:
+        return await cipher_of(self._tx, self._tenant)
+
+    async def _of(self, user: str) -> dict[str, Any]:
+        """What the statements about one user are given."""
+        return {"tenant": self._tenant, "user": (await self._cipher()).seal(KEY_USER, user)}
+
+    async def _of_all(self, users: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
+        """What the statements about several users are given, and the way back to the names."""
+        names = sorted(users)
+        stored = (await self._cipher()).seal_all(KEY_USER, names)
+        return {"tenant": self._tenant, "users": stored}, dict(zip(stored, names, strict=True))
+
     async def add(self, key: ApiKey, digest: bytes) -> None:
         """Store a key just made."""
+        cipher = await self._cipher()
         await self._tx.execute(
             insert(_key).values(
                 tenant_id=self._tenant,
                 id=key.id,
                 digest=digest,
-                user_id=key.user,
-                label=key.label,
+                user_id=cipher.seal(KEY_USER, key.user),
+                label=cipher.seal(KEY_LABEL, key.label),
                 key_prefix=key.prefix,
                 created_at=key.created_at,
                 expires_at=key.expires_at,
@@ -124,38 +152,35 @@ class ApiKeys:
 
     async def count_active(self, user: str, now: datetime) -> int:
         """How many of the user's keys are accepted at this instant."""
-        given = {"tenant": self._tenant, "user": user, "now": now}
+        given = await self._of(user) | {"now": now}
         return int((await self._tx.execute(_COUNT_ACTIVE, given)).scalar_one())
 
     async def page(self, user: str, after: tuple[datetime, str], most: int) -> list[ApiKey]:
         """The user's keys, ended ones too, oldest first, from the one after (made at, id)."""
         found = await self._tx.execute(
             _PAGE,
-            {
-                "tenant": self._tenant,
-                "user": user,
-                "after_at": after[0],
-                "after_id": after[1],
-                "most": most,
-            },
+            await self._of(user) | {"after_at": after[0], "after_id": after[1], "most": most},
         )
-        return [_record(row) for row in found]
+        cipher = await self._cipher()
+        return [_record(row, cipher) for row in found]
 
     async def find(self, user: str, key_id: str) -> ApiKey | None:
         """The user's key of that id."""
-        given = {"tenant": self._tenant, "user": user, "key_id": key_id}
+        given = await self._of(user) | {"key_id": key_id}
         row = (await self._tx.execute(_FIND, given)).one_or_none()
-        return _record(row) if row else None
+        return _record(row, await self._cipher()) if row else None
 
     async def backed(self, users: Iterable[str], now: datetime) -> set[str]:
         """Those of these users who have a key that is accepted at this instant."""
-        given = {"tenant": self._tenant, "users": sorted(users), "now": now}
-        return {row.user_id for row in await self._tx.execute(_BACKED, given)}
+        given, names = await self._of_all(users)
+        found = await self._tx.execute(_BACKED, given | {"now": now})
+        return {names[row.user_id] for row in found}
 
     async def unrevoked(self, users: Iterable[str]) -> list[tuple[str, str]]:
         """(user, key id) of every key of these users that was not revoked, expired or not."""
-        found = await self._tx.execute(_UNREVOKED, {"tenant": self._tenant, "users": sorted(users)})
-        return [(row.user_id, row.id) for row in found]
+        given, names = await self._of_all(users)
+        found = await self._tx.execute(_UNREVOKED, given)
+        return [(names[row.user_id], row.id) for row in found]
 
     async def revoke(self, key_ids: Iterable[str], at: datetime) -> None:
         """End keys for good; their rows stay."""

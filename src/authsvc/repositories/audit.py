@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -10,8 +11,10 @@ from sqlalchemy import Row, and_, bindparam, exc, insert, select
 
 from authsvc import models
 from authsvc.database import Database, Transaction
+from authsvc.encryption import EVENT_PAYLOAD, EVENT_SUBJECT, PLAIN, FieldCipher, Unreadable
 from authsvc.errors import Unavailable
 from authsvc.records import EMPTY, AuditEvent, Stamp
+from authsvc.repositories.field_ciphers import Ciphers, cipher_of, ciphers_of, read_ciphers
 
 _event = models.audit_event
 _INSERT = insert(_event)
@@ -48,12 +51,57 @@ async def events_since(
     if not rows:
         return EMPTY, []
     stamp = Stamp(rows[0].revision, rows[0].head)
-    return stamp, [event_of(row) for row in rows if row.seq is not None]
+    found = [row for row in rows if row.seq is not None]
+    ciphers = await read_ciphers(database, tenant_id, {row.generation for row in found})
+    return stamp, [event_of(row, ciphers) for row in found]
 
 
-def event_of(row: Row[Any]) -> AuditEvent:
-    """A row of ``audit_event`` as a record."""
-    return AuditEvent(row.seq, row.at, row.payload_hash, row.hash, row.payload, row.mac)
+async def events_of(tx: Transaction, tenant_id: UUID, rows: Iterable[Row[Any]]) -> list[AuditEvent]:
+    """Rows of a tenant's ``audit_event`` as records. Raises KeyMissing."""
+    found = list(rows)
+    ciphers = await ciphers_of(tx, tenant_id, {row.generation for row in found})
+    return [event_of(row, ciphers) for row in found]
+
+
+def event_of(row: Row[Any], ciphers: Ciphers) -> AuditEvent:
+    """A row of ``audit_event`` as a record.
+
+    A payload that does not open stays as it is stored: its hash tells that it was not written so.
+    """
+    cipher = ciphers[row.generation or PLAIN]
+    payload = row.payload
+    with suppress(Unreadable):
+        payload = cipher.open_bytes(EVENT_PAYLOAD, payload)
+    return AuditEvent(row.seq, row.at, row.payload_hash, row.hash, payload, row.mac)
+
+
+def subject_of(row: Row[Any], ciphers: Ciphers) -> str | None:
+    """What a row is found by; as it is stored where that does not open."""
+    cipher, stored = ciphers[row.generation or PLAIN], row.entity_id
+    try:
+        return None if stored is None else cipher.open(EVENT_SUBJECT, stored)
+    except Unreadable:
+        return str(stored)
+
+
+def _row(
+    tenant_id: UUID, cipher: FieldCipher, event: AuditEvent, said: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "tenant_id": tenant_id,
+        "seq": event.seq,
+        "at": event.at,
+        "payload_hash": event.payload_hash,
+        "hash": event.hash,
+        "payload": cipher.seal_bytes(EVENT_PAYLOAD, event.payload),
+        "mac": event.mac,
+        "action": said["action"],
+        "entity_type": said["entity_type"],
+        "entity_id": cipher.seal(EVENT_SUBJECT, said["entity_id"]),
+        "actor": said.get("actor"),
+        "ip_address": said.get("ip_address"),
+        "generation": None if cipher.is_plain else cipher.generation,
+    }
 
 
 class Audit:
@@ -71,27 +119,11 @@ class Audit:
         Raises Unavailable when the database refuses them: what is not recorded does not happen.
         """
         self._tx.events += len(events)
+        cipher = await cipher_of(self._tx, self._tenant)
+        pairs = zip(events, payloads, strict=True)
+        rows = [_row(self._tenant, cipher, event, said) for event, said in pairs]
         try:
-            await self._tx.execute(
-                _INSERT,
-                [
-                    {
-                        "tenant_id": self._tenant,
-                        "seq": event.seq,
-                        "at": event.at,
-                        "payload_hash": event.payload_hash,
-                        "hash": event.hash,
-                        "payload": event.payload,
-                        "mac": event.mac,
-                        "action": said["action"],
-                        "entity_type": said["entity_type"],
-                        "entity_id": said["entity_id"],
-                        "actor": said.get("actor"),
-                        "ip_address": said.get("ip_address"),
-                    }
-                    for event, said in zip(events, payloads, strict=True)
-                ],
-            )
+            await self._tx.execute(_INSERT, rows)
         except exc.IntegrityError as error:
             raise Unavailable(
                 "The audit trail does not take the record of this change; nothing was changed."
@@ -102,4 +134,4 @@ class Audit:
     async def after(self, seq: int, most: int) -> list[AuditEvent]:
         """At most ``most`` events that follow number ``seq``, in order."""
         found = await self._tx.execute(_AFTER, {"tenant": self._tenant, "after": seq, "most": most})
-        return [event_of(row) for row in found]
+        return await events_of(self._tx, self._tenant, found)

@@ -11,7 +11,8 @@ from sqlalchemy import bindparam, func, select
 from authsvc import models
 from authsvc.database import Transaction
 from authsvc.records import AuditEvent
-from authsvc.repositories.audit import event_of
+from authsvc.repositories.audit import event_of, subject_of
+from authsvc.repositories.field_ciphers import ciphers_of
 
 _event = models.audit_event
 SEARCHED = ("action", "entity_type", "entity_id", "actor", "ip_address")
@@ -42,9 +43,21 @@ async def pages(
 ) -> AsyncIterator[list[Stored]]:
     """The events that follow number ``after``, at most 1000 at a time."""
     while True:
-        rows = await tx.execute(_NEXT, {"tenant": tenant_id, "after": after, "until": until})
+        given = {"tenant": tenant_id, "after": after, "until": until}
+        rows = (await tx.execute(_NEXT, given)).all()
+        ciphers = await ciphers_of(tx, tenant_id, {row.generation for row in rows})
         page = [
-            Stored(event_of(row), tuple(getattr(row, name) for name in SEARCHED)) for row in rows
+            Stored(
+                event_of(row, ciphers),
+                (
+                    row.action,
+                    row.entity_type,
+                    subject_of(row, ciphers),
+                    row.actor,
+                    row.ip_address,
+                ),
+            )
+            for row in rows
         ]
         if page:
             yield page

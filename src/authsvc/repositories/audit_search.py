@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Boolean, Row, Select, and_, bindparam, func, select, true
+from sqlalchemy import Boolean, ColumnElement, Select, and_, bindparam, func, or_, select, true
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -20,13 +20,18 @@ from authsvc import models
 from authsvc.audit_chain import read_payload
 from authsvc.audit_entries import Entry, Selection
 from authsvc.database import Transaction
-from authsvc.repositories.audit import event_of
+from authsvc.encryption import ACTIVITY_SUBJECT, EVENT_SUBJECT, Field, Unreadable
+from authsvc.records import AuditEvent
+from authsvc.repositories.activity import Told, told
+from authsvc.repositories.audit import events_of
+from authsvc.repositories.field_ciphers import every_cipher
 from authsvc.time_ids import first_id_of
 
 _event = models.audit_event
 _activity = models.activity_event
 _EARLIEST = datetime(1970, 1, 2, tzinfo=UTC)
 _LATEST = datetime(9000, 1, 1, tzinfo=UTC)
+_LOOKED_AT = 1000
 _APART = timedelta(hours=1)
 """How far the time in an id may be from the time of what it is about."""
 
@@ -56,6 +61,10 @@ def _equal(element: _one_in_many, compiler: Any, **kw: Any) -> str:
 @compiles(_one_in_many, "sqlite")
 def _equal_sqlite(element: _one_in_many, compiler: Any, **kw: Any) -> str:
     return f"likelihood({_equal(element, compiler, **kw)}, 0.0001)"
+
+
+def _rare(column: ColumnElement[Any], value: str) -> ColumnElement[bool]:
+    return _one_in_many(column, bindparam(None, value, type_=column.type))
 
 
 # The sum keeps PostgreSQL from looking for the least number in order of number, which is a walk
@@ -119,13 +128,11 @@ class AuditSearch:
             return []
         seq = _event.c.seq
         statement = select(_event).where(_event.c.tenant_id == self._tenant)
-        for column, sought in (
-            (_event.c.entity_id, wanted.entity_id),
-            (_event.c.actor, wanted.actor),
-        ):
-            if sought is not None:
-                rare = _one_in_many(column, bindparam(None, sought, type_=column.type))
-                statement = statement.where(rare)
+        if wanted.entity_id is not None:
+            forms = await self._forms(EVENT_SUBJECT, wanted.entity_id)
+            statement = statement.where(or_(*(_rare(_event.c.entity_id, form) for form in forms)))
+        if wanted.actor is not None:
+            statement = statement.where(_rare(_event.c.actor, wanted.actor))
         for column, value in (
             (_event.c.action, wanted.action),
             (_event.c.entity_type, wanted.entity_type),
@@ -145,14 +152,24 @@ class AuditSearch:
             statement = statement.where(seq > after if wanted.oldest_first else seq < after)
         order = seq.asc() if wanted.oldest_first else seq.desc()
         found = await self._tx.execute(statement.order_by(order).limit(most))
-        return [_policy_entry(row) for row in found]
+        events = await events_of(self._tx, self._tenant, found)
+        return [_policy_entry(self._tenant, event) for event in events]
+
+    async def _forms(self, place: Field, name: str) -> list[str]:
+        """A name in every form it may be stored in: events keep the one they were written in."""
+        ciphers = await every_cipher(self._tx, self._tenant)
+        return [cipher.seal(place, name) for cipher in ciphers.values()]
 
     async def activity(
         self, wanted: Selection, after: bytes | None, before: bytes | None, most: int
     ) -> list[Entry]:
         """At most ``most`` entries that follow the id ``after``, with ids less than ``before``."""
-        own = _activity.c.tenant_id == self._tenant
-        return await _activity_entries(self._tx, own, wanted, after, before, most)
+        conditions = [_activity.c.tenant_id == self._tenant]
+        if wanted.entity_id is not None:
+            forms = await self._forms(ACTIVITY_SUBJECT, wanted.entity_id)
+            conditions.append(_activity.c.entity_id.in_(forms))
+        found = await _activity_entries(self._tx, conditions, wanted, after, before, most)
+        return [_activity_entry(one) for one in found]
 
 
 class WholeTrail:
@@ -177,23 +194,35 @@ class WholeTrail:
         self, wanted: Selection, after: bytes | None, before: bytes | None, most: int
     ) -> list[Entry]:
         """As of one tenant, but of all of them, and what no tenant can be blamed for."""
-        return await _activity_entries(self._tx, true(), wanted, after, before, most)
+        if wanted.entity_id is None:
+            found = await _activity_entries(self._tx, [], wanted, after, before, most)
+            return [_activity_entry(one) for one in found]
+        # Under which of all keys it may be stored is not known: what is encrypted is looked at.
+        maybe = (_activity.c.entity_id == wanted.entity_id) | _activity.c.generation.is_not(None)
+        entries: list[Entry] = []
+        while True:
+            found = await _activity_entries(self._tx, [maybe], wanted, after, before, _LOOKED_AT)
+            fitting = [one for one in found if one.entity_id == wanted.entity_id]
+            entries += [_activity_entry(one) for one in fitting[: most - len(entries)]]
+            if len(entries) == most or len(found) < _LOOKED_AT:
+                return entries
+            after = bytes(found[-1].row.id)
 
 
 async def _activity_entries(
     tx: Transaction,
-    whose: Any,
+    conditions: Sequence[ColumnElement[bool]],
     wanted: Selection,
     after: bytes | None,
     before: bytes | None,
     most: int,
-) -> list[Entry]:
+) -> list[Told]:
+    """What is wanted, but for its ``entity_id``, which ``conditions`` are about."""
     place = _activity.c.id
-    statement = select(_activity).where(whose)
+    statement = select(_activity).where(true(), *conditions)
     for column, value in (
         (_activity.c.action, wanted.action),
         (_activity.c.entity_type, wanted.entity_type),
-        (_activity.c.entity_id, wanted.entity_id),
         (_activity.c.actor, wanted.actor),
         (_activity.c.ip_address, wanted.ip),
     ):
@@ -214,15 +243,17 @@ async def _activity_entries(
         statement = statement.where(place < before)
     order = place.asc() if wanted.oldest_first else place.desc()
     found = await tx.execute(statement.order_by(order).limit(most))
-    return [_activity_entry(row) for row in found]
+    return await told(tx, found)
 
 
-def _policy_entry(row: Row[Any]) -> Entry:
-    event = event_of(row)
-    said = read_payload(event)
+def _policy_entry(tenant_id: UUID, event: AuditEvent) -> Entry:
+    try:
+        said = read_payload(event)
+    except ValueError:
+        raise Unreadable(f"Event {event.seq} of the audit trail") from None
     return Entry(
         stream="policy",
-        tenant_id=row.tenant_id,
+        tenant_id=tenant_id,
         place=event.seq,
         at=event.at,
         action=said["action"],
@@ -238,7 +269,8 @@ def _policy_entry(row: Row[Any]) -> Entry:
     )
 
 
-def _activity_entry(row: Row[Any]) -> Entry:
+def _activity_entry(one: Told) -> Entry:
+    row = one.row
     return Entry(
         stream="activity",
         tenant_id=row.tenant_id,
@@ -246,8 +278,8 @@ def _activity_entry(row: Row[Any]) -> Entry:
         at=row.at,
         action=row.action,
         entity_type=row.entity_type,
-        entity_id=row.entity_id,
-        details=row.details,
+        entity_id=one.entity_id,
+        details=one.details,
         actor=row.actor,
         ip_address=row.ip_address,
         user_agent=row.user_agent,

@@ -12,6 +12,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from authsvc import models
 from authsvc.column_types import UtcDateTime
 from authsvc.database import Transaction
+from authsvc.encryption import GRANT_USED
+from authsvc.repositories.field_ciphers import cipher_of, held_ciphers
 
 _use = models.grant_use
 
@@ -32,10 +34,15 @@ class GrantUses:
             permission=bindparam("name"),
             used_at=bindparam("at", type_=UtcDateTime),
         )
+        cipher = (await held_ciphers(self._tx, [self._tenant])).get(self._tenant)
+        if cipher is None:
+            return
         # In one order, so that two processes never wait for each other in a circle.
         rows = [
             {"tenant": self._tenant, "role": role, "name": permission, "at": at}
-            for role, permission in sorted(grants)
+            for role, permission in sorted(
+                (role, cipher.seal(GRANT_USED, permission)) for role, permission in grants
+            )
         ]
         if rows:
             await self._tx.execute(
@@ -49,7 +56,8 @@ class GrantUses:
     async def all(self) -> dict[tuple[int, str], datetime]:
         """Role id and permission -> when it was used last."""
         found = await self._tx.execute(select(_use).where(_use.c.tenant_id == self._tenant))
-        return {(row.role_id, row.permission): row.used_at for row in found}
+        cipher = await cipher_of(self._tx, self._tenant)
+        return {(r.role_id, cipher.open(GRANT_USED, r.permission)): r.used_at for r in found}
 
 
 async def recorded_since(tx: Transaction) -> datetime | None:

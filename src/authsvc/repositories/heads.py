@@ -12,7 +12,7 @@ from authsvc.database import Transaction
 from authsvc.records import EMPTY, Stamp
 
 _head = models.tenant_head
-_CURRENT: Select[Any] = select(_head.c.revision, _head.c.head).where(
+_CURRENT: Select[Any] = select(_head.c.revision, _head.c.head, _head.c.generation).where(
     _head.c.tenant_id == bindparam("tenant")
 )
 # NO KEY: rows that reference the tenant can still be inserted by others meanwhile. SQLite ignores
@@ -32,13 +32,20 @@ class Heads:
 
         A statement of its own: what it waited for is only seen by the statements after it.
         """
-        row = (await self._tx.execute(_LOCK, {"tenant": self._tenant})).one_or_none()
-        return Stamp(row.revision, row.head) if row else None
+        return await self._read(_LOCK)
 
     async def current(self) -> Stamp:
         """The tenant's state as this transaction sees it; ``EMPTY`` if there is no such tenant."""
-        row = (await self._tx.execute(_CURRENT, {"tenant": self._tenant})).one_or_none()
-        return Stamp(row.revision, row.head) if row else EMPTY
+        return await self._read(_CURRENT) or EMPTY
+
+    async def _read(self, statement: Select[Any]) -> Stamp | None:
+        row = (await self._tx.execute(statement, {"tenant": self._tenant})).one_or_none()
+        if row is None:
+            return None
+        if self._tx.generations.get(self._tenant) != row.generation:
+            self._tx.generations[self._tenant] = row.generation
+            self._tx.ciphers.pop(self._tenant, None)
+        return Stamp(row.revision, row.head)
 
     async def advance(self, to: Stamp) -> None:
         """Make ``to`` the tenant's state: the last statement of every change."""

@@ -11,14 +11,16 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from authsvc import models
 from authsvc.database import Transaction
+from authsvc.encryption import CLIENT_KEY_LABEL, FieldCipher
 from authsvc.records import ClientKey
+from authsvc.repositories.field_ciphers import cipher_of
 
 
-def _key(row: Row[Any]) -> ClientKey:
+def _key(row: Row[Any], cipher: FieldCipher) -> ClientKey:
     return ClientKey(
         row.id,
         row.tenant_id,
-        row.label,
+        cipher.open(CLIENT_KEY_LABEL, row.label),
         frozenset(row.scopes),
         row.created_at,
         row.expires_at,
@@ -34,6 +36,12 @@ class Keys:
         self._tx = transaction
         self._tenant = tenant_id
 
+    async def _cipher(self) -> FieldCipher:
+        return await cipher_of(self._tx, self._tenant)
+
+    async def _stored(self, label: str) -> str:
+        return (await self._cipher()).seal(CLIENT_KEY_LABEL, label)
+
     async def add(self, key: ClientKey, digest: bytes) -> bool:
         """Store a key; False if its digest was ever seen before, in any tenant."""
         on_conflict = postgresql if self._tx.engine_name == "postgresql" else sqlite
@@ -43,7 +51,7 @@ class Keys:
                 tenant_id=self._tenant,
                 id=key.id,
                 digest=digest,
-                label=key.label,
+                label=await self._stored(key.label),
                 scopes=sorted(key.scopes),
                 created_at=key.created_at,
                 expires_at=key.expires_at,
@@ -58,10 +66,11 @@ class Keys:
         table = models.client_key
         found = await self._tx.execute(
             select(table)
-            .where(table.c.tenant_id == self._tenant, table.c.label == label)
+            .where(table.c.tenant_id == self._tenant, table.c.label == await self._stored(label))
             .order_by(table.c.created_at, table.c.id)
         )
-        return [_key(row) for row in found]
+        cipher = await self._cipher()
+        return [_key(row, cipher) for row in found]
 
     async def all(self) -> list[ClientKey]:
         """Every key there ever was, oldest first."""
@@ -71,7 +80,8 @@ class Keys:
             .where(table.c.tenant_id == self._tenant)
             .order_by(table.c.created_at, table.c.id)
         )
-        return [_key(row) for row in found]
+        cipher = await self._cipher()
+        return [_key(row, cipher) for row in found]
 
     async def label(self, key_id: str, label: str) -> None:
         """Give a key another label."""
@@ -79,7 +89,7 @@ class Keys:
         await self._tx.execute(
             update(table)
             .where(table.c.tenant_id == self._tenant, table.c.id == key_id)
-            .values(label=label)
+            .values(label=await self._stored(label))
         )
 
     async def set_end(self, key_id: str, expires_at: datetime | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -11,7 +11,18 @@ from sqlalchemy import Row, Table, select
 from authsvc import models
 from authsvc.credentials import fingerprint
 from authsvc.database import Transaction
+from authsvc.encryption import (
+    CLIENT_KEY_LABEL,
+    DESCRIPTION,
+    GRANT,
+    KEY_LABEL,
+    KEY_USER,
+    MEMBER,
+    Field,
+    Unreadable,
+)
 from authsvc.replay import ApiKeyTold, Bounds, KeyTold, RoleTold
+from authsvc.repositories.field_ciphers import cipher_of
 
 
 class Family(NamedTuple):
@@ -31,7 +42,10 @@ class Owner(NamedTuple):
 
 
 class LiveState:
-    """The rows of one tenant, as one read transaction sees them."""
+    """The rows of one tenant, as one read transaction sees them.
+
+    A value that does not open is told as it is stored, and so no event tells of it.
+    """
 
     def __init__(self, transaction: Transaction, tenant_id: UUID) -> None:
         self._tx = transaction
@@ -42,16 +56,32 @@ class LiveState:
         for row in await self._tx.execute(select(table).where(own == self._tenant)):
             yield row
 
+    async def _opener(self) -> Callable[[Field, str], str]:
+        cipher = await cipher_of(self._tx, self._tenant)
+
+        def opened(place: Field, stored: str) -> str:
+            try:
+                return cipher.open(place, stored)
+            except Unreadable:
+                return f"(does not open: {stored[:40]})"
+
+        return opened
+
     async def roles(self) -> dict[str, RoleTold]:
         """Roles by name."""
+        opened = await self._opener()
         return {
-            row.name: RoleTold(row.id, row.description, row.created_at)
+            row.name: RoleTold(row.id, opened(DESCRIPTION, row.description), row.created_at)
             async for row in self._rows(models.role)
         }
 
     async def grants(self) -> list[tuple[int, str]]:
         """Role id and permission."""
-        return [(row.role_id, row.permission) async for row in self._rows(models.role_permission)]
+        opened = await self._opener()
+        return [
+            (row.role_id, opened(GRANT, row.permission))
+            async for row in self._rows(models.role_permission)
+        ]
 
     async def parents(self) -> list[tuple[int, int]]:
         """Role id and the id of its parent."""
@@ -59,18 +89,24 @@ class LiveState:
 
     async def memberships(self) -> Iterator[tuple[str, int, str, Bounds]]:
         """User, role id, scope and bounds."""
-        table = models.membership
+        table, opened = models.membership, await self._opener()
         rows = await self._tx.execute(select(table).where(table.c.tenant_id == self._tenant))
         return (
-            (row.user_id, row.role_id, row.scope, Bounds(row.not_before, row.expires_at))
+            (
+                opened(MEMBER, row.user_id),
+                row.role_id,
+                row.scope,
+                Bounds(row.not_before, row.expires_at),
+            )
             for row in rows
         )
 
     async def keys(self) -> dict[str, KeyTold]:
         """Client keys by id."""
+        opened = await self._opener()
         return {
             row.id: KeyTold(
-                row.label,
+                opened(CLIENT_KEY_LABEL, row.label),
                 tuple(sorted(row.scopes)),
                 row.expires_at,
                 fingerprint(row.digest),
@@ -81,10 +117,11 @@ class LiveState:
 
     async def api_keys(self) -> dict[str, ApiKeyTold]:
         """API keys by id."""
+        opened = await self._opener()
         return {
             row.id: ApiKeyTold(
-                row.user_id,
-                row.label,
+                opened(KEY_USER, row.user_id),
+                opened(KEY_LABEL, row.label),
                 row.expires_at,
                 fingerprint(row.digest),
                 row.revoked_at is None,

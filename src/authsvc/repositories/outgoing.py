@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Row, delete, func, insert, or_, select, update
 
 from authsvc import models
+from authsvc.audit_chain import canonical
 from authsvc.database import Transaction
+from authsvc.encryption import MESSAGE, Unreadable
+from authsvc.repositories.field_ciphers import ciphers_of, held_ciphers
 from authsvc.time_ids import new_time_id
 
 _outgoing = models.outgoing
@@ -32,17 +36,27 @@ class Outgoing:
     def __init__(self, transaction: Transaction) -> None:
         self._tx = transaction
 
-    async def put(self, kind: str, body: bytes, now: datetime) -> None:
-        """Have a message sent once this transaction is committed."""
+    async def put(
+        self, kind: str, body: bytes, now: datetime, tenant_id: UUID | None = None
+    ) -> None:
+        """Have a message sent once this transaction is committed; ``tenant_id``: who it names."""
+        ciphers = {} if tenant_id is None else await held_ciphers(self._tx, [tenant_id])
+        row: dict[str, Any] = {"body": body, "generation": None}
+        for cipher in ciphers.values():
+            if not cipher.is_plain:
+                sealed = cipher.seal_bytes(MESSAGE, body)
+                row = {"body": sealed, "generation": cipher.generation}
         await self._tx.execute(
-            insert(_outgoing).values(id=new_time_id(now), kind=kind, body=body, created_at=now)
+            insert(_outgoing).values(
+                id=new_time_id(now), kind=kind, created_at=now, tenant_id=tenant_id, **row
+            )
         )
 
     async def oldest(self) -> Message | None:
         """The one that waits longest."""
         found = await self._tx.execute(select(_outgoing).order_by(_outgoing.c.id).limit(1))
         row = found.one_or_none()
-        return None if row is None else _message(row)
+        return None if row is None else await self._message(row)
 
     async def claim(self, now: datetime, until: datetime, most: int) -> list[Message]:
         """At most so many messages that nobody is sending, oldest first; ours until an instant."""
@@ -50,7 +64,7 @@ class Outgoing:
         found = await self._tx.execute(
             select(_outgoing).where(free).order_by(_outgoing.c.id).limit(most)
         )
-        messages = [_message(row) for row in found]
+        messages = [await self._message(row) for row in found.all()]
         await self._set_claimed([message.id for message in messages], until)
         return messages
 
@@ -73,6 +87,13 @@ class Outgoing:
         found = await self._tx.execute(select(func.count()).select_from(_outgoing))
         return int(found.scalar_one())
 
-
-def _message(row: Row[Any]) -> Message:
-    return Message(row.id, row.kind, row.body, row.created_at)
+    async def _message(self, row: Row[Any]) -> Message:
+        body = row.body
+        if row.generation is not None:
+            try:
+                ciphers = await ciphers_of(self._tx, row.tenant_id, [row.generation])
+                body = ciphers[row.generation].open_bytes(MESSAGE, body)
+            except Unreadable:
+                # Told without its content, so that those behind it do not wait for it.
+                body = canonical({"type": row.kind, "details": "does not open"})
+        return Message(row.id, row.kind, body, row.created_at)

@@ -1,60 +1,28 @@
 """What a decision needs, in one statement: the tenant's state, memberships, roles, edges, grants.
 
-The statement starts from some roles and follows the hierarchy from there, so its cost depends on
-what is asked about and not on the size of the tenant. Being one statement, it sees one state.
+Names go in and come out as people know them; the statement sees them as they are stored.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum
-from functools import cache
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
-    BigInteger,
-    ColumnElement,
-    LargeBinary,
     Row,
-    Select,
-    String,
-    Text,
-    bindparam,
-    cast,
-    func,
-    literal,
-    null,
-    select,
-    union_all,
 )
-from sqlalchemy.sql.selectable import CompoundSelect
 
-from authsvc import models
-from authsvc.column_types import TextList, UtcDateTime, also_one_of, one_of
 from authsvc.database import Database, Transaction
+from authsvc.encryption import GRANT, KEY_USER, MEMBER, FieldCipher
+from authsvc.errors import Busy
 from authsvc.records import EMPTY, Membership, Stamp
+from authsvc.repositories.field_ciphers import cipher_of
+from authsvc.repositories.policy_statements import Load, Start, Wanted, load_statement, statement
 from authsvc.role_graph import RoleGraph, RoleNode
-
-
-class Start(Enum):
-    """Which roles a policy is read from, and in which direction."""
-
-    USERS = "the roles these users hold, and what they inherit"
-    ROLES = "the roles with these names, and what they inherit"
-    ROLES_DOWN = "the roles with these names, and what inherits from them"
-    GRANTS_DOWN = "the roles with one of these grants, and what inherits from them"
-
-
-class Wanted(Enum):
-    """Which grants of the roles are read."""
-
-    ALL = "every grant"
-    FEW = "a few, each of which is looked for in every role"
-    MANY = "those of a list that every grant is compared with"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,151 +54,6 @@ def has_key(key_ends: Mapping[str, datetime | None], user: str, now: datetime) -
 NOTHING = Policy(EMPTY, {}, RoleGraph())
 """The policy of a tenant nothing was ever written to."""
 
-_tenant = bindparam("tenant", type_=models.tenant.c.id.type)
-_names = bindparam("names", type_=TextList)
-_wanted = bindparam("wanted", type_=TextList)
-
-
-def _tagged(kind: str, **columns: Any) -> Select[Any]:
-    """One part of the union; what a part does not have is NULL of the right type.
-
-    Only the NULLs are cast: on SQLite a cast to DATETIME keeps no more of an instant than its year.
-    """
-    blank: dict[str, ColumnElement[Any]] = {
-        "text": cast(null(), Text),
-        "id": cast(null(), BigInteger),
-        "other_id": cast(null(), BigInteger),
-        "scope": cast(null(), Text),
-        "not_before": cast(null(), UtcDateTime),
-        "expires_at": cast(null(), UtcDateTime),
-        "head": cast(null(), LargeBinary),
-    }
-    parts = blank | columns
-    labelled: list[Any] = [value.label(name) for name, value in parts.items()]
-    return select(literal(kind, String).label("kind"), *labelled)
-
-
-def _head_part() -> Select[Any]:
-    head, tenant = models.tenant_head, models.tenant
-    return (
-        _tagged("head", id=head.c.revision, head=head.c.head, text=cast(tenant.c.settings, Text))
-        .join(tenant, tenant.c.id == head.c.tenant_id)
-        .where(head.c.tenant_id == _tenant)
-    )
-
-
-def _members_part() -> Select[Any]:
-    member = models.membership
-    return _tagged(
-        "member",
-        text=member.c.user_id,
-        id=member.c.role_id,
-        scope=member.c.scope,
-        not_before=member.c.not_before,
-        expires_at=member.c.expires_at,
-    ).where(member.c.tenant_id == _tenant, one_of(member.c.user_id, _names))
-
-
-def _keys_part() -> Select[Any]:
-    """For each user the last end of a key, and how many keys have none."""
-    key = models.api_key
-    return (
-        _tagged(
-            "key",
-            text=key.c.user_id,
-            id=func.count() - func.count(key.c.expires_at),
-            expires_at=func.max(key.c.expires_at),
-        )
-        .where(
-            key.c.tenant_id == _tenant, one_of(key.c.user_id, _names), key.c.revoked_at.is_(None)
-        )
-        .group_by(key.c.user_id)
-    )
-
-
-@cache
-def _statement(start: Start, wanted: Wanted) -> CompoundSelect[Any]:
-    role, edge, grant, member = (
-        models.role,
-        models.role_parent,
-        models.role_permission,
-        models.membership,
-    )
-    if start is Start.USERS:
-        roots = select(member.c.role_id.label("id")).where(
-            member.c.tenant_id == _tenant, one_of(member.c.user_id, _names)
-        )
-    elif start is Start.GRANTS_DOWN:
-        roots = select(grant.c.role_id.label("id")).where(
-            grant.c.tenant_id == _tenant, one_of(grant.c.permission, _names)
-        )
-    else:
-        roots = select(role.c.id.label("id")).where(
-            role.c.tenant_id == _tenant, one_of(role.c.name, _names)
-        )
-    reached = roots.cte("reached", recursive=True)
-    down = start in (Start.ROLES_DOWN, Start.GRANTS_DOWN)
-    near, far = (edge.c.parent_id, edge.c.role_id) if down else (edge.c.role_id, edge.c.parent_id)
-    reached = reached.union(
-        select(far).join(reached, near == reached.c.id).where(edge.c.tenant_id == _tenant)
-    )
-
-    grants = (
-        _tagged("grant", id=grant.c.role_id, text=grant.c.permission)
-        .join(reached, grant.c.role_id == reached.c.id)
-        .where(grant.c.tenant_id == _tenant)
-    )
-    if wanted is Wanted.FEW:
-        grants = grants.where(one_of(grant.c.permission, _wanted))
-    elif wanted is Wanted.MANY:
-        grants = grants.where(also_one_of(grant.c.permission, _wanted))
-    parts = [
-        _head_part(),
-        _tagged("role", id=role.c.id, text=role.c.name)
-        .join(reached, role.c.id == reached.c.id)
-        .where(role.c.tenant_id == _tenant),
-        _tagged("edge", id=edge.c.role_id, other_id=edge.c.parent_id)
-        .join(reached, edge.c.role_id == reached.c.id)
-        .where(edge.c.tenant_id == _tenant),
-        grants,
-    ]
-    if start is Start.USERS:
-        parts += [_members_part(), _keys_part()]
-    return union_all(*parts)
-
-
-class Load(Enum):
-    """Which roles are read along with the memberships of some users."""
-
-    NONE = "no role"
-    NAMED = "the roles with these names"
-    ALL = "every role of the tenant"
-
-
-@cache
-def _load_statement(roles: Load) -> CompoundSelect[Any]:
-    role, edge, grant = models.role, models.role_parent, models.role_permission
-    parts = [_head_part(), _members_part(), _keys_part()]
-    if roles is not Load.NONE:
-        part_roles = _tagged("role", id=role.c.id, text=role.c.name).where(
-            role.c.tenant_id == _tenant
-        )
-        part_edges = _tagged("edge", id=edge.c.role_id, other_id=edge.c.parent_id).where(
-            edge.c.tenant_id == _tenant
-        )
-        part_grants = _tagged("grant", id=grant.c.role_id, text=grant.c.permission).where(
-            grant.c.tenant_id == _tenant
-        )
-        if roles is Load.NAMED:
-            chosen = one_of(role.c.name, _wanted)
-            ids = select(role.c.id).where(role.c.tenant_id == _tenant, chosen)
-            part_roles = part_roles.where(chosen)
-            part_edges = part_edges.where(edge.c.role_id.in_(ids))
-            part_grants = part_grants.where(grant.c.role_id.in_(ids))
-        parts += [part_roles, part_edges, part_grants]
-    return union_all(*parts)
-
-
 _MANY_USERS = 200
 _FEW_GRANTS = 8
 
@@ -243,16 +66,108 @@ async def load_policy(
     role_names: Iterable[str] = (),
 ) -> Policy:
     """What is to be remembered, in one statement: these users' memberships, and these roles."""
-    names = sorted(users)
-    parameters: dict[str, Any] = {"tenant": tenant_id, "names": names}
+    wanted = _Wanted(users=sorted(users))
+    parameters: dict[str, Any] = {"tenant": tenant_id}
     if roles is Load.NAMED:
         parameters["wanted"] = sorted(role_names)
-    large = roles is not Load.NONE or len(names) > _MANY_USERS
-    return _assemble(await database.rows(_load_statement(roles), parameters, large=large))
+    large = roles is not Load.NONE or len(wanted.users) > _MANY_USERS
+
+    async def read(given: Mapping[str, Any]) -> Sequence[Row[Any]]:
+        return await database.rows(load_statement(roles), {**parameters, **given}, large=large)
+
+    return await _read(database, tenant_id, wanted, read)
 
 
-def _assemble(rows: Iterable[Row[Any]]) -> Policy:
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """The names that a policy is looked for by, as people know them.
+
+    ``from_grants``: the grants that it starts from, None where it starts from others.
+    """
+
+    users: Sequence[str] = ()
+    from_grants: Sequence[str] | None = None
+    grants: Sequence[str] | None = None
+
+    def stored(self, cipher: FieldCipher) -> _Stored:
+        """The same names as they are stored under a key, by what the statements call them."""
+        users = cipher.seal_all(MEMBER, self.users)
+        parameters: dict[str, Any] = {"names": users}
+        parameters["key_names"] = cipher.seal_all(KEY_USER, self.users)
+        grants: list[str] = []
+        if self.from_grants is not None:
+            parameters["names"] = cipher.seal_all(GRANT, self.from_grants)
+        if self.grants is not None:
+            grants = parameters["wanted"] = cipher.seal_all(GRANT, self.grants)
+        if cipher.is_plain:
+            return _Stored(cipher, parameters)
+        return _Stored(
+            cipher,
+            parameters,
+            dict(zip(users, self.users, strict=True)),
+            dict(zip(parameters["key_names"], self.users, strict=True)),
+            dict(zip(grants, self.grants or (), strict=True)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Names as they are stored under one key, and the way back."""
+
+    cipher: FieldCipher
+    parameters: Mapping[str, Any]
+    users: Mapping[str, str] = field(default_factory=dict)
+    key_users: Mapping[str, str] = field(default_factory=dict)
+    grants: dict[str, str] = field(default_factory=dict)
+
+    def grant(self, stored: str) -> str:
+        """The name of a stored grant, opened once for all roles that have it."""
+        name = self.grants.get(stored)
+        if name is None:
+            name = self.grants[stored] = self.cipher.open(GRANT, stored)
+        return name
+
+
+_ATTEMPTS = 4
+
+
+async def _read(
+    database: Database,
+    tenant_id: UUID,
+    wanted: _Wanted,
+    read: Callable[[Mapping[str, Any]], Awaitable[Sequence[Row[Any]]]],
+) -> Policy:
+    """Read by names as they are stored under the key that is current at that same moment.
+
+    Which one that is, the rows themselves say; where it was another one, the names are encrypted
+    under it and it is read again.
+    """
+    cipher = database.data_keys.latest(tenant_id)
+    for _ in range(_ATTEMPTS):
+        stored = wanted.stored(cipher)
+        rows = await read(stored.parameters)
+        generation, wrapped = _generation(rows)
+        if generation is None or generation == cipher.generation:
+            return _assemble(rows, stored)
+        cipher = database.data_keys.cipher(tenant_id, generation, wrapped)
+    raise _encrypted_anew()
+
+
+def _encrypted_anew() -> Busy:
+    return Busy("The names of this tenant are being encrypted anew; ask again")
+
+
+def _generation(rows: Sequence[Row[Any]]) -> tuple[int | None, str | None]:
+    """The generation that rows are of, and its wrapped key; None where there is no tenant."""
+    for row in rows:
+        if row[0] == "head":
+            return row.other_id, row.scope
+    return None, None
+
+
+def _assemble(rows: Iterable[Row[Any]], stored: _Stored) -> Policy:
     stamp = EMPTY
+    plain = stored.cipher.is_plain
     names: dict[int, str] = {}
     parents: dict[int, list[int]] = {}
     grants: dict[int, list[str]] = {}
@@ -262,17 +177,18 @@ def _assemble(rows: Iterable[Row[Any]]) -> Policy:
     for row in rows:
         kind, text, role_id, other_id, scope, not_before, expires_at, head = tuple(row)
         if kind == "grant":
-            grants.setdefault(role_id, []).append(text)
+            grants.setdefault(role_id, []).append(stored.grant(text))
         elif kind == "member":
-            memberships.setdefault(text, []).append(
-                Membership(text, role_id, scope, not_before, expires_at)
+            user = text if plain else stored.users[text]
+            memberships.setdefault(user, []).append(
+                Membership(user, role_id, scope, not_before, expires_at)
             )
         elif kind == "role":
             names[role_id] = text
         elif kind == "edge":
             parents.setdefault(role_id, []).append(other_id)
         elif kind == "key":
-            key_ends[text] = None if role_id else expires_at
+            key_ends[text if plain else stored.key_users[text]] = None if role_id else expires_at
         else:
             stamp = Stamp(role_id, head)
             strict_users = bool(json.loads(text).get("strict_users", False))
@@ -288,34 +204,50 @@ def _assemble(rows: Iterable[Row[Any]]) -> Policy:
     return Policy(stamp, memberships, graph, strict_users, key_ends)
 
 
+def _asked(start: Start, names: Iterable[str], grants: Iterable[str] | None) -> _Wanted:
+    listed = sorted(set(names))
+    return _Wanted(
+        users=listed if start is Start.USERS else (),
+        from_grants=listed if start is Start.GRANTS_DOWN else None,
+        grants=None if grants is None else sorted(set(grants)),
+    )
+
+
 def _parameters(
-    tenant_id: UUID, names: Iterable[str], grants: Iterable[str] | None
+    tenant_id: UUID, start: Start, names: Iterable[str], stored: Mapping[str, Any]
 ) -> dict[str, Any]:
-    parameters: dict[str, Any] = {"tenant": tenant_id, "names": sorted(set(names))}
-    if grants is not None:
-        parameters["wanted"] = sorted(set(grants))
+    """``names`` are stored as they are where they are names of roles."""
+    parameters = {"tenant": tenant_id, **stored}
+    if start in (Start.ROLES, Start.ROLES_DOWN):
+        parameters["names"] = sorted(set(names))
+    if start is not Start.USERS:
+        del parameters["key_names"]
     return parameters
 
 
-def _wanting(parameters: Mapping[str, Any]) -> Wanted:
-    names = parameters.get("wanted")
-    if names is None:
+def _wanting(grants: Sequence[str] | None) -> Wanted:
+    if grants is None:
         return Wanted.ALL
-    return Wanted.FEW if len(names) <= _FEW_GRANTS else Wanted.MANY
+    return Wanted.FEW if len(grants) <= _FEW_GRANTS else Wanted.MANY
 
 
 async def read_policy(
     database: Database,
     tenant_id: UUID,
     start: Start,
-    names: Iterable[str],
+    names: Collection[str],
     grants: Iterable[str] | None = None,
 ) -> Policy:
     """Read outside of any transaction. ``grants``: which to read, None for all of them."""
-    parameters = _parameters(tenant_id, names, grants)
-    statement = _statement(start, _wanting(parameters))
-    large = len(parameters["names"]) > _MANY_USERS
-    return _assemble(await database.rows(statement, parameters, large=large))
+    wanted = _asked(start, names, grants)
+    asked = statement(start, _wanting(wanted.grants))
+    large = len(names) > _MANY_USERS
+
+    async def read(given: Mapping[str, Any]) -> Sequence[Row[Any]]:
+        parameters = _parameters(tenant_id, start, names, given)
+        return await database.rows(asked, parameters, large=large)
+
+    return await _read(database, tenant_id, wanted, read)
 
 
 class Policies:
@@ -326,9 +258,16 @@ class Policies:
         self._tenant = tenant_id
 
     async def read(
-        self, start: Start, names: Iterable[str], grants: Iterable[str] | None = None
+        self, start: Start, names: Collection[str], grants: Iterable[str] | None = None
     ) -> Policy:
         """The policy from these names on; ``grants`` as in ``read_policy``."""
-        parameters = _parameters(self._tenant, names, grants)
-        found = await self._tx.execute(_statement(start, _wanting(parameters)), parameters)
-        return _assemble(found)
+        wanted = _asked(start, names, grants)
+        stored = wanted.stored(await cipher_of(self._tx, self._tenant))
+        found = await self._tx.execute(
+            statement(start, _wanting(wanted.grants)),
+            _parameters(self._tenant, start, names, stored.parameters),
+        )
+        rows = found.all()
+        if _generation(rows)[0] not in (None, stored.cipher.generation):
+            raise _encrypted_anew()
+        return _assemble(rows, stored)

@@ -11,7 +11,9 @@ from sqlalchemy import BindParameter, Row, bindparam, delete, insert, or_, selec
 from authsvc import models
 from authsvc.column_types import IdList, TextList, one_of
 from authsvc.database import Transaction
+from authsvc.encryption import DESCRIPTION, FieldCipher
 from authsvc.records import Role
+from authsvc.repositories.field_ciphers import cipher_of
 
 _role = models.role
 _edge = models.role_parent
@@ -40,8 +42,8 @@ _TOUCHING = select(_edge.c.role_id, _edge.c.parent_id).where(
 _EDGES = select(_edge.c.role_id, _edge.c.parent_id).where(_edge.c.tenant_id == bindparam("tenant"))
 
 
-def _record(row: Row[Any]) -> Role:
-    return Role(row.id, row.name, row.description, row.created_at)
+def _record(row: Row[Any], cipher: FieldCipher) -> Role:
+    return Role(row.id, row.name, cipher.open(DESCRIPTION, row.description), row.created_at)
 
 
 class Roles:
@@ -54,7 +56,8 @@ class Roles:
     async def named(self, names: Iterable[str]) -> dict[str, Role]:
         """The roles with these names, by name."""
         found = await self._tx.execute(_BY_NAMES, {"tenant": self._tenant, "names": sorted(names)})
-        return {row.name: _record(row) for row in found}
+        cipher = await cipher_of(self._tx, self._tenant)
+        return {row.name: _record(row, cipher) for row in found}
 
     async def names(self, ids: Iterable[int]) -> dict[int, str]:
         """The names of these roles, by id."""
@@ -66,7 +69,8 @@ class Roles:
         found = await self._tx.execute(
             _PAGE, {"tenant": self._tenant, "after": after, "most": most}
         )
-        return [_record(row) for row in found]
+        cipher = await cipher_of(self._tx, self._tenant)
+        return [_record(row, cipher) for row in found]
 
     async def edges(self) -> list[tuple[int, int]]:
         """The whole hierarchy as (role id, parent id)."""
@@ -80,6 +84,7 @@ class Roles:
 
     async def add(self, roles: Sequence[Role]) -> None:
         """Insert roles."""
+        cipher = await cipher_of(self._tx, self._tenant)
         await self._tx.execute(
             insert(_role),
             [
@@ -87,7 +92,7 @@ class Roles:
                     "tenant_id": self._tenant,
                     "id": role.id,
                     "name": role.name,
-                    "description": role.description,
+                    "description": cipher.seal(DESCRIPTION, role.description),
                     "created_at": role.created_at,
                 }
                 for role in roles
@@ -96,6 +101,7 @@ class Roles:
 
     async def describe(self, descriptions: Sequence[tuple[int, str]]) -> None:
         """Set the descriptions of roles, as (role id, description)."""
+        cipher = await cipher_of(self._tx, self._tenant)
         statement = (
             update(_role)
             .where(_role.c.tenant_id == bindparam("tenant"), _role.c.id == bindparam("role"))
@@ -103,7 +109,10 @@ class Roles:
         )
         await self._tx.execute(
             statement,
-            [{"tenant": self._tenant, "role": i, "text": text} for i, text in descriptions],
+            [
+                {"tenant": self._tenant, "role": i, "text": cipher.seal(DESCRIPTION, text)}
+                for i, text in descriptions
+            ],
         )
 
     async def remove(self, ids: Sequence[int]) -> None:

@@ -7,13 +7,15 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, bindparam, delete, insert, select, tuple_, update
+from sqlalchemy import Row, Select, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from authsvc import models
 from authsvc.database import Database, Transaction
 from authsvc.decision_cache import Credential
+from authsvc.encryption import PLAIN
 from authsvc.records import EMPTY, ClientKey, Stamp, Tenant
+from authsvc.repositories.tenant_keys import TenantKeys
 
 _BY_DIGEST: Select[Any] = (
     select(
@@ -29,10 +31,11 @@ _BY_DIGEST: Select[Any] = (
 
 
 def _credential(row: Row[Any]) -> Credential:
+    # Who asks with a key is not told its label, which may be encrypted.
     key = ClientKey(
         id=row.id,
         tenant_id=row.tenant_id,
-        label=row.label,
+        label="",
         scopes=frozenset(row.scopes),
         created_at=row.created_at,
         expires_at=row.expires_at,
@@ -42,7 +45,7 @@ def _credential(row: Row[Any]) -> Credential:
 
 
 async def find_credential(database: Database, digest: bytes) -> Credential | None:
-    """The key with this digest and its tenant's state, in one statement."""
+    """The key with this digest, without its label, and its tenant's state, in one statement."""
     rows = await database.rows(_BY_DIGEST, {"digest": digest})
     return _credential(rows[0]) if rows else None
 
@@ -76,6 +79,20 @@ class Tenants:
             for row in found
         ]
 
+    async def generations(self) -> dict[UUID, int]:
+        """Every tenant -> the generation of its data key."""
+        head = models.tenant_head
+        found = await self._tx.execute(select(head.c.tenant_id, head.c.generation))
+        return {row.tenant_id: row.generation for row in found}
+
+    async def count_plain(self) -> int:
+        """How many tenants have no data key in use."""
+        head = models.tenant_head
+        found = await self._tx.execute(
+            select(func.count()).select_from(head).where(head.c.generation == PLAIN)
+        )
+        return int(found.scalar_one())
+
     async def set_disabled(self, tenant_id: UUID, at: datetime | None) -> None:
         """Disable a tenant as of an instant, or enable it."""
         table = models.tenant
@@ -95,7 +112,10 @@ class Tenants:
         return 0
 
     async def add(self, tenant_id: UUID, name: str, at: datetime) -> bool:
-        """Make a tenant in its empty state; False if another one has that name."""
+        """Make a tenant in its empty state; False if another one has that name.
+
+        With a data key of its own, where new tenants get one.
+        """
         on_conflict = postgresql if self._tx.engine_name == "postgresql" else sqlite
         added = await self._tx.execute(
             on_conflict.insert(models.tenant)
@@ -109,6 +129,9 @@ class Tenants:
                 tenant_id=tenant_id, revision=EMPTY.revision, head=EMPTY.head
             )
         )
+        if self._tx.data_keys.for_new:
+            keys = TenantKeys(self._tx)
+            await keys.set_generation(tenant_id, await keys.begin(tenant_id, at))
         return True
 
 

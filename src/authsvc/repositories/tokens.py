@@ -56,7 +56,7 @@ _BY_HANDLE = _sessions(_family.c.handle == bindparam("handle"))
 
 def _session(row: Row[Any]) -> Session:
     key = ClientKey(
-        row.id, row.tenant_id, row.label, frozenset(row.scopes), row.created_at, row.expires_at,
+        row.id, row.tenant_id, "", frozenset(row.scopes), row.created_at, row.expires_at,
         row.revoked_at,
     )  # fmt: skip
     return Session(
@@ -71,7 +71,9 @@ def _session(row: Row[Any]) -> Session:
 
 
 async def find_session(database: Database, tenant_id: UUID, family: str) -> Session | None:
-    """A family with its key, its tenant and the tenant's state, in one statement."""
+    """A family with its key, without the label, its tenant and the tenant's state, in one
+    statement.
+    """
     rows = await database.rows(_BY_ID, {"tenant": tenant_id, "family_id": family})
     return _session(rows[0]) if rows else None
 

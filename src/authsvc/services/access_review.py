@@ -81,7 +81,7 @@ async def review(
     ]
     by_user: dict[str, set[str]] = {}
     for m in memberships:
-        by_user.setdefault(m.user_id, set()).add(roles[m.role_id])
+        by_user.setdefault(m.user, set()).add(roles[m.role_id])
     items += [
         Item("many roles", user, f"{len(names)} roles: {', '.join(sorted(names))}")
         for user, names in sorted(by_user.items())
@@ -89,7 +89,7 @@ async def review(
     ]
     items += _keys(await access.credentials(now), old)
     items += [
-        Item("membership", m.user_id, _membership(roles[m.role_id], m.scope, m.expires_at))
+        Item("membership", m.user, _membership(roles[m.role_id], m.scope, m.expires_at))
         for m in memberships
     ]
     return Review(name, now, await recorded_since(tx), items)

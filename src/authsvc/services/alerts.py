@@ -151,7 +151,7 @@ class Alerts:
                 "ip_address": alert.address,
                 "details": alert.details,
             }
-            await outgoing.put("alert", canonical(message), now)
+            await outgoing.put("alert", canonical(message), now, tenant_id)
 
     async def _go_on(self) -> None:
         while True:

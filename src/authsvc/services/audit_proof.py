@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from authsvc.audit_chain import AuditKeys, event_hash, read_payload
 from authsvc.checkpoints import Checkpoint, first_broken, said
 from authsvc.database import Transaction
+from authsvc.encryption import Unreadable
 from authsvc.records import EMPTY, Stamp
 from authsvc.repositories.audit_pages import SEARCHED, Stored, pages
 from authsvc.repositories.heads import Heads
@@ -116,9 +117,12 @@ async def prove_tenant(
             await asyncio.sleep(0)
         _check_end(walk, end)
     except _Broken as broken:
-        return Proof(
-            tenant_id, name, walk.checked, walk.sealed, start.revision, broken.seq, broken.problem
-        )
+        seq, problem = broken.seq, broken.problem
+        return Proof(tenant_id, name, walk.checked, walk.sealed, start.revision, seq, problem)
+    except Unreadable as error:
+        # The data key itself: nothing that follows can be looked at.
+        seq, problem = walk.reached.revision + 1, error.message
+        return Proof(tenant_id, name, walk.checked, walk.sealed, start.revision, seq, problem)
     if walk.sealed and not keys.all:
         lacking.append("seals were not looked at: set AUTH_AUDIT_KEY")
     if walk.checked and keys.key is not None and not walk.sealed_last:

@@ -13,7 +13,8 @@ from authsvc.database import Database
 from authsvc.decision_cache import Held, KeyBacked, TenantState, all_allowed, allowed
 from authsvc.errors import Unavailable
 from authsvc.records import Caller, Membership, Stamp
-from authsvc.repositories.policy import NOTHING, Policy, Start, read_policy
+from authsvc.repositories.policy import NOTHING, Policy, read_policy
+from authsvc.repositories.policy_statements import Start
 from authsvc.role_graph import RoleGraph, RoleSet, covering
 from authsvc.services.current_state import CurrentState
 

@@ -21,7 +21,8 @@ from authsvc.errors import Busy, Unavailable
 from authsvc.records import ApiKey, AuditEvent, Stamp
 from authsvc.repositories.api_keys import find_api_key
 from authsvc.repositories.audit import events_since
-from authsvc.repositories.policy import Load, load_policy
+from authsvc.repositories.policy import load_policy
+from authsvc.repositories.policy_statements import Load
 from authsvc.repositories.tenants import find_credential
 from authsvc.repositories.tokens import find_session
 from authsvc.revision_gate import Gate

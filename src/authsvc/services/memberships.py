@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
+from typing import NamedTuple
 from uuid import UUID
 
 from authsvc import decision
@@ -13,7 +14,8 @@ from authsvc.database import Transaction
 from authsvc.records import EMPTY, Listing, Membership, Page, Stamp
 from authsvc.repositories.heads import Heads
 from authsvc.repositories.memberships import Memberships
-from authsvc.repositories.policy import NOTHING, Policies, Policy, Start
+from authsvc.repositories.policy import NOTHING, Policies, Policy
+from authsvc.repositories.policy_statements import Start
 from authsvc.repositories.roles import Roles
 from authsvc.role_graph import RoleGraph, covering
 from authsvc.services.listing import Position, list_page
@@ -29,6 +31,13 @@ class Stored:
 
     membership: Membership
     role: str
+
+
+class Holder(NamedTuple):
+    """A user and the roles held directly."""
+
+    user: str
+    roles: frozenset[int]
 
 
 class Questions:
@@ -118,7 +127,7 @@ class Questions:
                 return []
             after = (str(position[0]), str(position[1]))
             rows = await Memberships(self._tx, self._tenant).of_role_page(found.id, after, most)
-            return [((m.user, m.scope), Stored(m, role)) for m in rows]
+            return [((place, m.scope), Stored(m, role)) for place, m in rows]
 
         return await list_page(
             ["members", role, "direct"], page, ("", ""), await self._stamp(), fetch
@@ -134,7 +143,11 @@ class Questions:
         async def fetch(position: Position, most: int) -> Sequence[tuple[Position, Pair]]:
             pairs: list[tuple[Position, Pair]] = []
             async for holders in self._holders(policy.graph, str(position[0]), most):
-                pairs += [((user,), (user, role)) for user in holders if user > str(position[0])]
+                pairs += [
+                    ((place,), (holder.user, role))
+                    for place, holder in holders.items()
+                    if place > str(position[0])
+                ]
                 if len(pairs) >= most:
                     break
             return pairs[:most]
@@ -155,10 +168,10 @@ class Questions:
             pairs: list[tuple[Position, Pair]] = []
             async for holders in self._holders(graph, str(position[0]), most):
                 pairs += [
-                    ((user, kind, role_id), (user, name))
-                    for user, direct in holders.items()
-                    for kind, role_id, name in told(direct)
-                    if (user, kind, role_id) > position
+                    ((place, kind, role_id), (holder.user, name))
+                    for place, holder in holders.items()
+                    for kind, role_id, name in told(holder.roles)
+                    if (place, kind, role_id) > position
                 ]
                 if len(pairs) >= most:
                     break
@@ -174,9 +187,9 @@ class Questions:
         return await list_page(question, page, ("", 0, 0), policy.stamp, fetch)
 
     async def _holders(
-        self, graph: RoleGraph, from_user: str, most: int
-    ) -> AsyncIterator[dict[str, frozenset[int]]]:
-        """Users from ``from_user`` on who hold any of the graph's roles directly, and which.
+        self, graph: RoleGraph, from_place: str, most: int
+    ) -> AsyncIterator[dict[str, Holder]]:
+        """Users from a place on who hold any of the graph's roles directly, by their places.
 
         Reads in chunks, the first of about ``most`` users, so that a page costs what it shows.
         """
@@ -187,19 +200,21 @@ class Questions:
         chunk = most + 2
         while True:
             rows = await memberships.holders(
-                graph.nodes, from_user, chunk, self._scope or "", self._now
+                graph.nodes, from_place, chunk, self._scope or "", self._now
             )
             more = len(rows) == chunk
             # Of the last user there may be more: that one opens the next chunk.
-            last = rows[-1].user if more else None
-            direct: dict[str, frozenset[int]] = {}
-            for m in self._counting(rows):
-                if m.user != last:
-                    direct[m.user] = direct.get(m.user, frozenset()) | {m.role_id}
-            yield direct
+            last = rows[-1].place if more else None
+            holders: dict[str, Holder] = {}
+            for place, m in rows:
+                if place != last and decision.counts(m, self._scope, self._now):
+                    known = holders.get(place)
+                    roles = frozenset((m.role_id,))
+                    holders[place] = Holder(m.user, known.roles | roles if known else roles)
+            yield holders
             if last is None:
                 return
-            from_user = last
+            from_place = last
             chunk *= 2
 
     async def _read(self, start: Start, names: Sequence[str]) -> Policy:

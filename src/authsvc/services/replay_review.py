@@ -12,10 +12,12 @@ from uuid import UUID
 from authsvc.audit_bundle import BundleReader
 from authsvc.audit_chain import first_broken, read_payload
 from authsvc.database import Transaction
+from authsvc.encryption import Unreadable
 from authsvc.errors import DamagedError
 from authsvc.records import EMPTY, AuditEvent
 from authsvc.replay import ApiKeyTold, Bounds, DoesNotFollow, KeyTold, State
 from authsvc.repositories.audit_pages import pages
+from authsvc.repositories.field_ciphers import cipher_of
 from authsvc.repositories.live_state import LiveState
 from authsvc.repositories.retention import Retention
 
@@ -79,11 +81,14 @@ async def replayed(tx: Transaction, tenant_id: UUID, archive: Path | None = None
 async def review_tenant(tx: Transaction, tenant_id: UUID, archive: Path | None = None) -> Review:
     """Compare a tenant's tables with its trail, in one read transaction."""
     try:
+        await cipher_of(tx, tenant_id)
         state = await replayed(tx, tenant_id, archive)
     except DamagedError as error:
         return Review(lacking=error.message)
     except (DoesNotFollow, ValueError) as error:
         return Review([str(error) or "an event cannot be read"])
+    except Unreadable as error:
+        return Review([error.message])
     live = LiveState(tx, tenant_id)
     found = _Findings()
     roles = await live.roles()

@@ -115,12 +115,12 @@ async def _activity(
     failures: Counter[tuple[str, str]] = Counter()
     others: Counter[str] = Counter()
     alerts: list[Sequence[str]] = []
-    for row in await activity_between(tx, only, since, now):
+    for row, subject, details in await activity_between(tx, only, since, now):
         if row.action == "auth_failure":
-            place = (row.ip_address or "-", row.details["reason"])
-            failures[place] += int(row.details["count"])
+            place = (row.ip_address or "-", details["reason"])
+            failures[place] += int(details["count"])
         elif row.action == "alert":
-            alerts.append((row.entity_id, row.ip_address or "-", _brief(row.details)))
+            alerts.append((subject, row.ip_address or "-", _brief(details)))
         elif not row.success or row.action == "drop":
             others[row.action] += 1
     total = sum(failures.values())

@@ -12,7 +12,8 @@ from authsvc.records import EMPTY, Listing, Page, Role, Stamp
 from authsvc.repositories.grants import Grants
 from authsvc.repositories.heads import Heads
 from authsvc.repositories.memberships import Memberships
-from authsvc.repositories.policy import Policies, Start
+from authsvc.repositories.policy import Policies
+from authsvc.repositories.policy_statements import Start
 from authsvc.repositories.roles import Roles
 from authsvc.role_graph import covering
 from authsvc.services.listing import Position, list_page

@@ -147,11 +147,12 @@ async def provision_key(tx: Transaction, key: str, now: datetime) -> None:
         if not is_alive(known, now):
             raise _refused("was revoked or has expired")
         current = known.key.id
-        if known.key.label == PROVISIONED and known.key.expires_at is not None:
-            await keys.set_end(current, None)
-            events.append(key_event("update", replace(known.key, expires_at=None)))
     for older in await keys.labelled(PROVISIONED):
-        if older.id != current and older.revoked_at is None and older.expires_at is None:
+        if older.id == current:
+            if older.expires_at is not None:
+                await keys.set_end(current, None)
+                events.append(key_event("update", replace(older, expires_at=None)))
+        elif older.revoked_at is None and older.expires_at is None:
             await keys.set_end(older.id, now + _OVERLAP)
             events.append(key_event("update", replace(older, expires_at=now + _OVERLAP)))
     if events:

@@ -1,0 +1,63 @@
+"""The whole suite with the names encrypted: ``make test-encrypted``, which sets what this reads."""
+
+from __future__ import annotations
+
+import base64
+import os
+from typing import Any
+from uuid import UUID
+
+from cryptography.fernet import Fernet
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESSIV
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from sqlalchemy import select
+
+from authsvc import models
+from authsvc.database import Transaction
+from authsvc.encryption import DataKeys, MasterKey, MasterKeys
+
+ON = os.environ.get("AUTHSVC_TEST_ENCRYPTION") == "on"
+KEY = "Ks0X2qbB1Zr8mJv5HkYw3TnLq7Fd4Gc6Pa9Re1Ui0Oo="
+"""A master key of the tests, which opens nothing else."""
+SETTINGS: dict[str, Any] = {"enable_encryption": True, "encryption_key": KEY} if ON else {}
+ENVIRONMENT = {"AUTH_ENABLE_ENCRYPTION": "true", "AUTH_ENCRYPTION_KEY": KEY} if ON else {}
+
+
+def data_keys() -> DataKeys:
+    """What a service with these settings has."""
+    return DataKeys(MasterKeys(MasterKey(KEY)), for_new=True) if ON else DataKeys()
+
+
+class Opener:
+    """Opens what one tenant has stored, written from the description and not from our code."""
+
+    def __init__(self, tenant_id: UUID, wrapped: dict[int, str], key: str = KEY) -> None:
+        self._tenant = tenant_id
+        self._keys = {
+            generation: Fernet(key).decrypt(token)[-32:] for generation, token in wrapped.items()
+        }
+
+    def data(self, path: str, stored: bytes, generation: int | None) -> bytes:
+        """Bytes of a column, plain where there is no generation."""
+        if not generation:
+            return stored
+        about = b"authsvc field v1\x00" + self._tenant.bytes + generation.to_bytes(8, "big")
+        about += path.encode()
+        derived = HKDF(hashes.SHA256(), 64, None, about).derive(self._keys[generation])
+        return AESSIV(derived).decrypt(stored, [about])
+
+    def text(self, path: str, stored: str) -> str:
+        """Text of a column, which says itself what it is."""
+        if not stored.startswith("~"):
+            return stored
+        generation, _, body = stored[1:].partition(".")
+        raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
+        return self.data(path, raw, int(generation, 16)).decode()
+
+
+async def opener(tx: Transaction, tenant_id: UUID) -> Opener:
+    """What opens the tenant's names, whether they are encrypted or not."""
+    table = models.tenant_key
+    rows = await tx.execute(select(table).where(table.c.tenant_id == tenant_id))
+    return Opener(tenant_id, {row.generation: row.wrapped for row in rows})
