@@ -7,7 +7,7 @@ import os
 from typing import Any
 from uuid import UUID
 
-from cryptography.fernet import Fernet
+from cryptography.fernet import Fernet, MultiFernet
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -20,22 +20,34 @@ from authsvc.encryption import DataKeys, MasterKey, MasterKeys
 ON = os.environ.get("AUTHSVC_TEST_ENCRYPTION") == "on"
 KEY = "Ks0X2qbB1Zr8mJv5HkYw3TnLq7Fd4Gc6Pa9Re1Ui0Oo="
 """A master key of the tests, which opens nothing else."""
+NEXT_KEY = "Zz1yXw3vUt5sRq7pOn9mLk2jIh4gFe6dCb8aZy0xWv0="
+"""The one that follows it."""
 SETTINGS: dict[str, Any] = {"enable_encryption": True, "encryption_key": KEY} if ON else {}
 ENVIRONMENT = {"AUTH_ENABLE_ENCRYPTION": "true", "AUTH_ENCRYPTION_KEY": KEY} if ON else {}
 
 
 def data_keys() -> DataKeys:
     """What a service with these settings has."""
-    return DataKeys(MasterKeys(MasterKey(KEY)), for_new=True) if ON else DataKeys()
+    return ring(KEY) if ON else ring()
+
+
+def ring(*keys: str) -> DataKeys:
+    """What a process with these keys has, the first one wrapping; new tenants are encrypted."""
+    if not keys:
+        return DataKeys()
+    old = tuple(MasterKey(key) for key in keys[1:])
+    return DataKeys(MasterKeys(MasterKey(keys[0]), old), for_new=True)
 
 
 class Opener:
     """Opens what one tenant has stored, written from the description and not from our code."""
 
-    def __init__(self, tenant_id: UUID, wrapped: dict[int, str], key: str = KEY) -> None:
+    def __init__(self, tenant_id: UUID, wrapped: dict[int, str]) -> None:
+        keys = (KEY, NEXT_KEY)
         self._tenant = tenant_id
         self._keys = {
-            generation: Fernet(key).decrypt(token)[-32:] for generation, token in wrapped.items()
+            generation: MultiFernet(list(map(Fernet, keys))).decrypt(token)[-32:]
+            for generation, token in wrapped.items()
         }
 
     def data(self, path: str, stored: bytes, generation: int | None) -> bytes:

@@ -250,8 +250,8 @@ def test_every_command_explains_itself(home: Home) -> None:
         "keys rotate", "audit", "audit query", "audit tail", "audit export", "audit verify",
         "audit checkpoint", "audit bundle", "audit prune", "audit seal", "audit verifier", "verify",
         "report", "access-review", "incident", "incident revert", "incident affected",
-        "incident lockdown", "init", "doctor", "selftest", "keys rewrap", "keys reseal", "encryption",
-        "encryption enable", "encryption disable", "encryption status",
+        "incident lockdown", "init", "doctor", "selftest", "keys rewrap", "keys reseal",
+        "encryption", "encryption enable", "encryption disable", "encryption status",
     )  # fmt: skip
     asked = home.run_all(*(f"{command} --help" for command in commands))
     for command, done in asked.items():

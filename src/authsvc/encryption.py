@@ -207,8 +207,7 @@ class FieldCipher:
         """The text as it is stored in a place."""
         if self._data_key is None:
             return text
-        body = base64.urlsafe_b64encode(self.seal_bytes(place, text.encode()))
-        return f"~{self.generation:x}.{body.rstrip(b'=').decode('ascii')}"
+        return f"~{self.generation:x}.{_text(self.seal_bytes(place, text.encode()))}"
 
     def seal_all(self, place: Field, texts: Iterable[str]) -> list[str]:
         """As ``seal``, for many, in their order."""
@@ -226,9 +225,14 @@ class FieldCipher:
         if found is None or int(found[1], 16) != self.generation:
             raise self._refused(place)
         body = found[2]
-        return self.open_bytes(
-            place, base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
-        ).decode()
+        try:
+            raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
+        except ValueError:
+            raise self._refused(place) from None
+        if _text(raw) != body:
+            # Another spelling of the same bytes.
+            raise self._refused(place)
+        return self.open_bytes(place, raw).decode()
 
     def holds(self, stored: str) -> bool:
         """Whether this is the stored form of a name under this generation, by its looks."""
@@ -329,6 +333,10 @@ class DataKeys:
         made = FieldCipher(tenant_id, generation, key)
         _remember(self._known, (tenant_id, generation), made)
         return made
+
+
+def _text(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")
 
 
 def _remember(memory: dict[K, V], key: K, value: V) -> None:

@@ -54,9 +54,10 @@ _POSTGRESQL = (
     " FROM unnest(CAST(:old AS text[]), CAST(:new AS text[])) AS changed (old, new)"
     " WHERE tenant_id = :tenant AND {key} = {old}"
 )
+# Materialized: otherwise every row of the tenant is compared with every change.
 _SQLITE = (
-    "UPDATE {table} SET {column} = changed.value"
-    " FROM (SELECT key, value FROM json_each(:changes)) AS changed"
+    "WITH changed AS MATERIALIZED (SELECT key, value FROM json_each(:changes))"
+    " UPDATE {table} SET {column} = changed.value FROM changed"
     " WHERE tenant_id = :tenant AND {key} = {old}"
 )
 

@@ -122,13 +122,27 @@ class TenantKeys:
         return changed.rowcount == 1
 
     async def _register(self, name: str, now: datetime) -> None:
+        """Have a master key on the register, and keep it there until this transaction ends."""
         on_conflict = postgresql if self._tx.engine_name == "postgresql" else sqlite
-        await self._tx.execute(
+        adding = (
             on_conflict.insert(_master).values(id=name, registered_at=now).on_conflict_do_nothing()
         )
+        kept = (
+            select(_master.c.id)
+            .where(_master.c.id == name)
+            .with_for_update(read=True, key_share=True)
+        )
+        while True:
+            await self._tx.execute(adding)
+            # It was there, and has just been taken off.
+            if (await self._tx.execute(kept)).first() is not None:
+                return
 
     async def forget_unused(self, keep: str) -> list[str]:
         """Take master keys that nothing is under off the register, but for one; their ids."""
+        others = select(_master.c.id).where(_master.c.id != keep).order_by(_master.c.id)
+        # What is being wrapped under them right now is seen after this.
+        await self._tx.execute(others.with_for_update())
         used = select(_key.c.master_key)
         unused = select(_master.c.id).where(_master.c.id.not_in(used), _master.c.id != keep)
         names = sorted((await self._tx.execute(unused)).scalars())
