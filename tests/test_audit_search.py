@@ -504,8 +504,12 @@ async def test_every_question_is_answered_from_an_index(
     owner: TenantAtWork, clock: ControlledClock, shared: tuple[Storage, Database]
 ) -> None:
     await owner.write(*(Change("add_role", role=f"r{n}") for n in range(300)))
+    clock.advance(7200)
+    await owner.write(*(Change("add_role", role=f"r{n}") for n in range(300, 305)))
     storage = shared[0]
     database = storage.open()
+    async with storage.open(as_owner=True).writer.begin() as connection:
+        await connection.execute(text("ANALYZE"))
     seen: list[tuple[str, Any]] = []
 
     @event.listens_for(database.reader.sync_engine, "before_cursor_execute")

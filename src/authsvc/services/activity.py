@@ -68,6 +68,7 @@ class Activity:
         self._unsaid = 0
         self._full = False
         self._wake = asyncio.Event()
+        self._flushing = asyncio.Lock()
         self._writer: asyncio.Task[None] | None = None
         self.records_denied = enabled and checks in ("deny", "all")
         self.records_allowed = enabled and checks == "all"
@@ -154,7 +155,9 @@ class Activity:
         """Write what is left, as far as the database takes it, and end."""
         if self._writer is None:
             return
-        self._writer.cancel()
+        async with self._flushing:
+            # Not while it writes: what was committed would be written again.
+            self._writer.cancel()
         await asyncio.gather(self._writer, return_exceptions=True)
         self._writer = None
         self._close_windows(everything=True)
@@ -165,16 +168,17 @@ class Activity:
 
     async def flush(self) -> None:
         """Write what waits. Raises Unavailable; what was not written waits on."""
-        while self._waiting:
-            some = self._waiting[:MOST_TOGETHER]
+        async with self._flushing:
+            while self._waiting:
+                some = self._waiting[:MOST_TOGETHER]
 
-            async def work(tx: Transaction, some: list[Happening] = some) -> None:
-                await ActivityEvents(tx).add(some)
+                async def work(tx: Transaction, some: list[Happening] = some) -> None:
+                    await ActivityEvents(tx).add(some)
 
-            await self._database.write("activity", work)
-            del self._waiting[: len(some)]
-            self.recorded += len(some)
-            self._say_what_was_dropped()
+                await self._database.write("activity", work)
+                del self._waiting[: len(some)]
+                self.recorded += len(some)
+                self._say_what_was_dropped()
 
     def _say_what_was_dropped(self) -> None:
         if self._unsaid and len(self._waiting) < MOST_WAITING:
