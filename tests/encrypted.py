@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +14,7 @@ from cryptography.fernet import Fernet, MultiFernet
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from sqlalchemy import select
+from sqlalchemy import Row, select
 
 from authsvc import models
 from authsvc.database import Transaction
@@ -73,3 +76,30 @@ async def opener(tx: Transaction, tenant_id: UUID) -> Opener:
     table = models.tenant_key
     rows = await tx.execute(select(table).where(table.c.tenant_id == tenant_id))
     return Opener(tenant_id, {row.generation: row.wrapped for row in rows})
+
+
+async def activity(tx: Transaction, rows: Sequence[Row[Any]]) -> list[SimpleNamespace]:
+    """Rows of the activity as they were noted."""
+    found = []
+    for row in rows:
+        said = SimpleNamespace(**row._mapping)
+        if row.generation:
+            opens = await opener(tx, row.tenant_id)
+            said.entity_id = opens.text("activity_event.entity_id", row.entity_id)
+            details = opens.text("activity_event.details", row.details["encrypted"])
+            said.details = json.loads(details)
+        found.append(said)
+    return found
+
+
+async def messages(tx: Transaction) -> list[dict[str, Any]]:
+    """The messages that wait to be sent, the oldest first."""
+    table = models.outgoing
+    found = []
+    for row in (await tx.execute(select(table).order_by(table.c.id))).all():
+        body = row.body
+        if row.generation:
+            opens = await opener(tx, row.tenant_id)
+            body = opens.data("outgoing.body", body, row.generation)
+        found.append(json.loads(body))
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+import encrypted
 from authsvc import models
 from authsvc.alert_rules import NO_RULES, AlertRules, Threshold, parse_rules
 from authsvc.alerting import Seen, evaluate
@@ -45,15 +45,15 @@ async def alerts_in(database: Database) -> list[Any]:
     """The alerts there are, as rows of the activity."""
     table = models.activity_event
     async with database.read() as tx:
-        return list(
-            await tx.execute(select(table).where(table.c.action == "alert").order_by(table.c.id))
+        found = await tx.execute(
+            select(table).where(table.c.action == "alert").order_by(table.c.id)
         )
+        return await encrypted.activity(tx, found.all())
 
 
 async def messages_in(database: Database) -> list[dict[str, Any]]:
     async with database.read() as tx:
-        found = await tx.execute(select(models.outgoing.c.body).order_by(models.outgoing.c.id))
-        return [json.loads(body) for body in found.scalars()]
+        return await encrypted.messages(tx)
 
 
 @pytest.fixture

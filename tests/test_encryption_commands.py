@@ -170,7 +170,7 @@ async def test_every_command_under_load(here: Encrypted) -> None:  # noqa: F811
         api = Api(http, here.clock, tenant.key)
         for arguments, keys, said in (
             (("encryption", "enable"), KEYS, "1 tenant are encrypted"),
-            (("keys", "reseal", "--tenant", "acme"), KEYS, "given a new data key"),
+            (("keys", "reseal", "--tenant", "acme"), KEYS, "under a new data key"),
             (("keys", "rewrap"), NEXT, "2 data keys, 2 rewrapped, 0 left"),
             (("encryption", "disable"), NEXT, "decrypted"),
         ):

@@ -185,8 +185,8 @@ def test_every_command_exists() -> None:
     in_code = "\n".join("\n".join(lines) for lines in blocks("sh")) + "\n" + "\n".join(spans())
     named = re.findall(r"\bauthsvc ((?:serve|migrate|[a-z]+)(?: [a-z]+)*)(.*)$", in_code, re.M)
     assert {words.split()[0] for words, _ in named} == {
-        "audit", "doctor", "incident", "init", "keys", "migrate", "selftest", "serve", "tenants",
-        "verify",
+        "audit", "doctor", "encryption", "incident", "init", "keys", "migrate", "selftest", "serve",
+        "tenants", "verify",
     }  # fmt: skip
     for words, rest in named:
         command: Any = root

@@ -157,13 +157,13 @@ def _names(found: Status, *, on: bool) -> Check:
     encrypted = sum(one.encrypted for one in found.columns)
     plain = sum(one.plain for one in found.columns)
     if found.astray:
-        evidence = f"{found.astray} stored names are in another form than their tenant's others"
+        evidence = f"names in another form than their tenant's others: {found.astray}"
         return Check(2, "fail", evidence, "run 'authsvc verify': changed past the service")
     if on and plain:
-        evidence = f"{plain} names of {found.plain_tenants} tenants are stored as they are"
+        evidence = f"stored names: {encrypted} encrypted, {plain} not"
         return Check(2, "fail", evidence, "run 'authsvc encryption enable'")
     keys = "every master key in use is in the settings"
-    return Check(2, "pass", f"{encrypted} stored names are encrypted, {plain} are not; {keys}")
+    return Check(2, "pass", f"stored names: {encrypted} encrypted, {plain} not; {keys}")
 
 
 async def _audit(database: Database) -> Sequence[Check]:

@@ -31,7 +31,7 @@ _EVERY_SECONDS = 1.0
 
 _TenantName = Annotated[str | None, typer.Option("--tenant", help="Only this tenant.")]
 _Yes = Annotated[bool, typer.Option("--yes", help="Do not ask about large tenants.")]
-_DONE = {Aim.ENABLE: "encrypted", Aim.DISABLE: "decrypted", Aim.RESEAL: "given a new data key"}
+_DONE = {Aim.ENABLE: "encrypted", Aim.DISABLE: "decrypted", Aim.RESEAL: "under a new data key"}
 
 
 @encryption.command()
