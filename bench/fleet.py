@@ -148,6 +148,7 @@ class Engine(ABC):
         self.folder = folder
         folder.mkdir()
         self.tenants: dict[str, Tenant] = {}
+        self.settings: dict[str, str] = {}
 
     @abstractmethod
     def variables(self) -> dict[str, str]:
@@ -201,7 +202,7 @@ class Engine(ABC):
 
     def _environment(self) -> dict[str, str]:
         base = {"PATH": os.environ["PATH"], "HOME": str(self.folder)}
-        return base | self.variables()
+        return base | self.settings | self.variables()
 
 
 class Sqlite(Engine):

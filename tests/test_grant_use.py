@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+import encrypted
 from authsvc import models
 from authsvc.app import create_app
 from authsvc.database import Database
@@ -27,7 +28,11 @@ async def used(tenant: TenantAtWork) -> dict[tuple[str, str], datetime]:
             .join(role, (role.c.id == use.c.role_id) & (role.c.tenant_id == use.c.tenant_id))
             .where(use.c.tenant_id == tenant.id)
         )
-        return {(row.name, row.permission): row.used_at for row in rows}
+        named = await encrypted.opener(tx, tenant.id)
+        return {
+            (row.name, named.text("grant_use.permission", row.permission)): row.used_at
+            for row in rows
+        }
 
 
 @pytest.fixture
