@@ -19,7 +19,7 @@ from authsvc import models
 from authsvc.app import create_app
 from authsvc.audit_entries import Selection
 from authsvc.database import Database, Transaction
-from authsvc.encryption import KEY_LABEL, KEY_USER, LIVE, MEMBER, Field, Unreadable
+from authsvc.encryption import KEY_LABEL, KEY_USER, LIVE, MEMBER, Field, KeyMissing, Unreadable
 from authsvc.errors import CursorExpired, SettingsError, Unavailable
 from authsvc.records import Change, Listing, Page
 from authsvc.repositories.access import Access
@@ -27,14 +27,18 @@ from authsvc.repositories.field_ciphers import cipher_of
 from authsvc.repositories.grant_use import GrantUses
 from authsvc.repositories.keys import Keys
 from authsvc.services import audit_search, encryption, operator, roles
+from authsvc.services.activity import Activity
+from authsvc.services.alerts import Alerts
 from authsvc.services.audit_proof import prove_tenant
 from authsvc.services.checks import Question, check
 from authsvc.services.encryption import Aim, Candidate
+from authsvc.services.grant_use import GrantUse
 from authsvc.services.memberships import Questions
 from authsvc.services.replay_review import review_tenant
 from authsvc.services.tenants import create_tenant
 from conftest import ControlledClock, Storage, TenantAtWork
 from http_api import Api, served, settings_for
+from test_alerts import RULES, alerts_in
 from test_replay_review import issued, issued_api_key
 
 SETTINGS = {"enable_encryption": True, "encryption_key": encrypted.KEY}
@@ -373,6 +377,46 @@ async def test_another_tenants_wrapped_key_is_refused_and_reported(
         review = await review_tenant(tx, tenant.id)
     assert "wrapped key" in str(proof.problem)
     assert review.findings
+
+
+async def test_a_tenant_whose_key_does_not_open_holds_up_no_other(here: Encrypted) -> None:
+    """What one process does for all tenants: alerts, activity, the use of grants."""
+    database = here.process(encrypted.KEY)
+    assert await Alerts(database, RULES, here.clock).round() == 0
+    broken, whole = await here.make("acme"), await here.make("other")
+    for tenant in (broken, whole):
+        await furnish(tenant)
+        await tenant.write(Change("grant", role="staff", permission="billing:pay"))
+    key = models.tenant_key
+    torn = update(key).where(key.c.tenant_id == broken.id).values(wrapped="torn")
+    await here.storage.forge(lambda connection: connection.execute(torn))
+    fresh = here.process(encrypted.KEY)
+
+    with pytest.raises(KeyMissing):
+        await Alerts(fresh, RULES, here.clock).round()
+    assert {row.tenant_id for row in await alerts_in(database)} == {whole.id}
+
+    activity = Activity(fresh, here.clock, enabled=True)
+    for tenant in (broken, whole):
+        by = await tenant.caller()
+        activity.note("issue", "token", "secret-name", by, here.clock(), {"user": "secret-name"})
+    await activity.flush()
+    event = models.activity_event
+    async with fresh.read() as tx:
+        rows = await tx.execute(select(event).where(event.c.action == "issue"))
+        noted = {row.tenant_id: row for row in rows}
+        (told,) = await encrypted.activity(tx, [noted[whole.id]])
+    assert (told.entity_id, told.details) == ("secret-name", {"user": "secret-name"})
+    assert "secret-name" not in repr(noted)
+    assert noted[broken.id].entity_id == "(no key)"
+
+    grants = GrantUse(fresh, here.clock)
+    for tenant in (broken, whole):
+        grants.note(tenant.id, "u0", "p0")
+    with pytest.raises(KeyMissing):
+        await grants.flush()
+    async with fresh.read() as tx:
+        assert [name for _, name in await GrantUses(tx, whole.id).all()] == ["p0"]
 
 
 # --- Values that were moved ---

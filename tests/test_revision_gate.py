@@ -211,7 +211,10 @@ def sqlite_file(template: Any, folder: Any) -> tuple[Any, sqlite3.Connection]:
         " VALUES (?, 't', '2026-01-01 00:00:00.000000', '{}', 0)",
         (TENANT.bytes,),
     )
-    writer.execute("INSERT INTO tenant_head VALUES (?, 1, ?)", (TENANT.bytes, bytes(32)))
+    writer.execute(
+        "INSERT INTO tenant_head (tenant_id, revision, head) VALUES (?, 1, ?)",
+        (TENANT.bytes, bytes(32)),
+    )
     return path, writer
 
 

@@ -10,12 +10,11 @@ from uuid import UUID
 from sqlalchemy import Row, Select, func, select, text
 
 from authsvc import models
-from authsvc.audit_chain import read_payload
 from authsvc.database import Transaction
 from authsvc.encryption import CLIENT_KEY_LABEL, GRANT, KEY_USER, MEMBER
 from authsvc.records import Membership
 from authsvc.repositories.activity import Told, told
-from authsvc.repositories.audit import events_of
+from authsvc.repositories.audit import events_of, said_by
 from authsvc.repositories.field_ciphers import cipher_of
 
 _activity = models.activity_event
@@ -100,7 +99,7 @@ class Access:
         )
         found = {}
         for one in await events_of(self._tx, self._tenant, rows):
-            said = read_payload(one)
+            said = said_by(one)
             found[said["details"]["role"], said["entity_id"]] = one.at
         return found
 

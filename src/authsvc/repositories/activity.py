@@ -22,6 +22,8 @@ _event = models.activity_event
 _INSERT = insert(_event)
 _NAMES_NOBODY = "auth_failure"
 _ENCRYPTED = "encrypted"
+NO_KEY = "(no key)"
+"""In the place of what is not written, because the tenant's key does not open or is gone."""
 DOES_NOT_OPEN = "(does not open)"
 """In the place of what was changed in the database, or whose tenant was erased."""
 
@@ -42,10 +44,15 @@ class ActivityEvents:
 
     async def add(self, happenings: Sequence[Happening]) -> None:
         """Write these, in one statement."""
-        ciphers: dict[UUID, FieldCipher] = {}
+        tenants = {
+            one.tenant_id
+            for one in happenings
+            if one.tenant_id is not None and one.action != _NAMES_NOBODY
+        }
         if self._tx.data_keys.master.all:
-            tenants = {one.tenant_id for one in happenings if one.action != _NAMES_NOBODY}
-            ciphers = await held_ciphers(self._tx, {one for one in tenants if one is not None})
+            ciphers = await held_ciphers(self._tx, tenants)
+        else:
+            ciphers = {tenant_id: FieldCipher(tenant_id) for tenant_id in tenants}
         await self._tx.execute(_INSERT, [_row(one, ciphers) for one in happenings])
 
     async def delete_before(self, instant: datetime, most: int) -> int:
@@ -71,8 +78,12 @@ def _row(one: Happening, ciphers: Mapping[UUID, FieldCipher]) -> dict[str, Any]:
         "details": one.details,
         "generation": None,
     }
-    cipher = None if one.tenant_id is None else ciphers.get(one.tenant_id)
-    if cipher is None or cipher.is_plain or one.action == _NAMES_NOBODY:
+    if one.tenant_id is None or one.action == _NAMES_NOBODY:
+        return row
+    cipher = ciphers.get(one.tenant_id)
+    if cipher is None:
+        return row | {"entity_id": NO_KEY, "details": {}}
+    if cipher.is_plain:
         return row
     return row | {
         "entity_id": cipher.seal(ACTIVITY_SUBJECT, one.entity_id),

@@ -12,9 +12,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from authsvc import models
 from authsvc.alerting import Seen
-from authsvc.audit_chain import read_payload
 from authsvc.database import Transaction
-from authsvc.repositories.audit import events_of
+from authsvc.repositories.audit import events_of, said_by
 from authsvc.time_ids import first_id_of
 
 _head = models.tenant_head
@@ -61,15 +60,15 @@ class AlertSources:
         engine = postgresql if self._tx.engine_name == "postgresql" else sqlite
         return engine.insert(_progress)
 
-    async def behind(self, most: int) -> list[Behind]:
-        """At most so many tenants that have events to be looked at."""
+    async def behind(self, most: int, but: Iterable[UUID]) -> list[Behind]:
+        """At most so many tenants that have events to be looked at, except for some."""
         watched = func.coalesce(_progress.c.watched, 0)
         tenant = models.tenant
         found = await self._tx.execute(
             select(_head.c.tenant_id, tenant.c.name, watched.label("watched"), _head.c.revision)
             .join(tenant, tenant.c.id == _head.c.tenant_id)
             .outerjoin(_progress, _progress.c.tenant_id == _head.c.tenant_id)
-            .where(_head.c.revision > watched)
+            .where(_head.c.revision > watched, _head.c.tenant_id.not_in(list(but)))
             .limit(most)
         )
         return [Behind(row.tenant_id, row.name, row.watched, row.revision) for row in found]
@@ -114,7 +113,7 @@ class AlertSources:
 
     async def _seen(self, tenant_id: UUID, rows: Iterable[Any]) -> list[Seen]:
         events = await events_of(self._tx, tenant_id, rows)
-        return [Seen(event.seq, event.at, read_payload(event)) for event in events]
+        return [Seen(event.seq, event.at, said_by(event)) for event in events]
 
     async def known_before(
         self, tenant_id: UUID, seq: int, actors: Iterable[str | None]

@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import Row, and_, bindparam, exc, insert, select
 
 from authsvc import models
+from authsvc.audit_chain import read_payload
 from authsvc.database import Database, Transaction
 from authsvc.encryption import EVENT_PAYLOAD, EVENT_SUBJECT, PLAIN, FieldCipher, Unreadable
 from authsvc.errors import Unavailable
@@ -73,6 +74,14 @@ def event_of(row: Row[Any], ciphers: Ciphers) -> AuditEvent:
     with suppress(Unreadable):
         payload = cipher.open_bytes(EVENT_PAYLOAD, payload)
     return AuditEvent(row.seq, row.at, row.payload_hash, row.hash, payload, row.mac)
+
+
+def said_by(event: AuditEvent) -> dict[str, Any]:
+    """What an event says. Raises Unreadable where it was changed so that it says nothing."""
+    try:
+        return read_payload(event)
+    except ValueError:
+        raise Unreadable(f"Event {event.seq} of the audit trail") from None
 
 
 def subject_of(row: Row[Any], ciphers: Ciphers) -> str | None:

@@ -17,13 +17,12 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from authsvc import models
-from authsvc.audit_chain import read_payload
 from authsvc.audit_entries import Entry, Selection
 from authsvc.database import Transaction
-from authsvc.encryption import ACTIVITY_SUBJECT, EVENT_SUBJECT, Field, Unreadable
+from authsvc.encryption import ACTIVITY_SUBJECT, EVENT_SUBJECT, Field
 from authsvc.records import AuditEvent
 from authsvc.repositories.activity import Told, told
-from authsvc.repositories.audit import events_of
+from authsvc.repositories.audit import events_of, said_by
 from authsvc.repositories.field_ciphers import every_cipher
 from authsvc.time_ids import first_id_of
 
@@ -247,10 +246,7 @@ async def _activity_entries(
 
 
 def _policy_entry(tenant_id: UUID, event: AuditEvent) -> Entry:
-    try:
-        said = read_payload(event)
-    except ValueError:
-        raise Unreadable(f"Event {event.seq} of the audit trail") from None
+    said = said_by(event)
     return Entry(
         stream="policy",
         tenant_id=tenant_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +12,7 @@ from sqlalchemy import Select, and_, bindparam, select
 from authsvc import models
 from authsvc.column_types import IdList, one_of
 from authsvc.database import Database, Transaction
-from authsvc.encryption import PLAIN, FieldCipher
+from authsvc.encryption import PLAIN, FieldCipher, KeyMissing, Unreadable
 
 _head = models.tenant_head
 _key = models.tenant_key
@@ -61,8 +62,9 @@ async def cipher_of(tx: Transaction, tenant_id: UUID) -> FieldCipher:
 
 
 async def held_ciphers(tx: Transaction, tenant_ids: Iterable[UUID]) -> dict[UUID, FieldCipher]:
-    """As ``cipher_of`` for several tenants that are not locked; those that are gone are left out.
+    """As ``cipher_of`` for several tenants that are not locked.
 
+    Those that are gone, or whose key does not open, are left out: the others do not wait for them.
     Their generations stay as they are until the transaction ends, and their writers are not held
     up: what starts another generation changes the tenant's own row too.
     """
@@ -73,7 +75,8 @@ async def held_ciphers(tx: Transaction, tenant_ids: Iterable[UUID]) -> dict[UUID
             select(tenant.c.id).where(tenant.c.id == tenant_id).with_for_update(read=True)
         )
         if locked.first() is not None:
-            found[tenant_id] = await cipher_of(tx, tenant_id)
+            with suppress(KeyMissing, Unreadable):
+                found[tenant_id] = await cipher_of(tx, tenant_id)
     return found
 
 

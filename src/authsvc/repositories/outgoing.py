@@ -40,10 +40,12 @@ class Outgoing:
         self, kind: str, body: bytes, now: datetime, tenant_id: UUID | None = None
     ) -> None:
         """Have a message sent once this transaction is committed; ``tenant_id``: who it names."""
-        ciphers = {} if tenant_id is None else await held_ciphers(self._tx, [tenant_id])
         row: dict[str, Any] = {"body": body, "generation": None}
-        for cipher in ciphers.values():
-            if not cipher.is_plain:
+        if tenant_id is not None:
+            cipher = (await held_ciphers(self._tx, [tenant_id])).get(tenant_id)
+            if cipher is None:
+                row = {"body": _without_content(kind), "generation": None}
+            elif not cipher.is_plain:
                 sealed = cipher.seal_bytes(MESSAGE, body)
                 row = {"body": sealed, "generation": cipher.generation}
         await self._tx.execute(
@@ -95,5 +97,9 @@ class Outgoing:
                 body = ciphers[row.generation].open_bytes(MESSAGE, body)
             except Unreadable:
                 # Told without its content, so that those behind it do not wait for it.
-                body = canonical({"type": row.kind, "details": "does not open"})
+                body = _without_content(row.kind)
         return Message(row.id, row.kind, body, row.created_at)
+
+
+def _without_content(kind: str) -> bytes:
+    return canonical({"type": kind, "details": "does not open"})

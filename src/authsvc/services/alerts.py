@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
 import structlog
@@ -17,7 +18,8 @@ from authsvc.alerting import FAILED_AUTHENTICATION, Alert, evaluate
 from authsvc.audit_chain import canonical
 from authsvc.clock import Clock
 from authsvc.database import Database, Transaction
-from authsvc.errors import AuthsvcError
+from authsvc.encryption import KeyMissing, Unreadable
+from authsvc.errors import AuthsvcError, Unavailable
 from authsvc.records import Happening
 from authsvc.repositories.activity import ActivityEvents
 from authsvc.repositories.alerts import AlertSources, Behind
@@ -60,29 +62,47 @@ class Alerts:
             self._task = None
 
     async def round(self) -> int:
-        """Look at everything that is new; how many alerts that gave. Raises Unavailable."""
+        """Look at everything that is new; how many alerts that gave.
+
+        Raises Unavailable; KeyMissing or Unreadable, if the events of some tenant do not open,
+        after all others have been looked at.
+        """
         count = 0
+        refused: dict[UUID, Unavailable] = {}
         while True:
-            found, more = await self._database.write("alerts", self._look)
+            look = partial(self._look, refused=refused)
+            found, more = await self._database.write("alerts", look)
             for _, alert in found:
                 log.warning("alert", rule=alert.rule, actor=alert.actor, address=alert.address)
             count += len(found)
             self.raised += len(found)
             if not more:
-                return count
+                break
+        for error in refused.values():
+            raise error
+        return count
 
-    async def _look(self, tx: Transaction) -> tuple[list[tuple[str | None, Alert]], bool]:
-        """One portion: the alerts with the tenants' names, and whether there is more."""
+    async def _look(
+        self, tx: Transaction, refused: dict[UUID, Unavailable]
+    ) -> tuple[list[tuple[str | None, Alert]], bool]:
+        """One portion: the alerts with the tenants' names, and whether there is more.
+
+        Tenants in ``refused`` are passed over; those that cannot be looked at are put there.
+        """
         if not await first_here(tx, "alerts"):
             tx.abandon()
             return [], False
         sources = AlertSources(tx)
         if await sources.begin(self._clock()):
             return [], False
-        behind = await sources.behind(_TENANTS)
+        behind = await sources.behind(_TENANTS, refused)
         found: list[tuple[UUID | None, str | None, Alert]] = []
         for tenant in behind:
-            alerts = await self._of_tenant(sources, tenant)
+            try:
+                alerts = await self._of_tenant(sources, tenant)
+            except (KeyMissing, Unreadable) as error:
+                refused[tenant.tenant_id] = error
+                continue
             found += [(tenant.tenant_id, tenant.name, alert) for alert in alerts]
         found += [(None, None, alert) for alert in await self._of_addresses(sources)]
         if found:

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from authsvc.clock import Clock
 from authsvc.database import Database, Transaction
-from authsvc.errors import AuthsvcError
+from authsvc.errors import AuthsvcError, Unavailable
 from authsvc.repositories.grant_use import GrantUses
 from authsvc.repositories.roles import Roles
 from authsvc.services.checks import Question, explain
@@ -75,16 +75,26 @@ class GrantUse:
 
     async def flush(self) -> None:
         """Work out and write what is noted. Raises Unavailable; the rest stays noted."""
-        while self._noted:
-            tenant_id, noted = next(iter(self._noted.items()))
-            while noted:
-                some = list(islice(noted, _TOGETHER))
-                await self._write(tenant_id, some)
-                noted.difference_update(some)
-                self._count -= len(some)
-                await asyncio.sleep(0)
-            if self._noted.get(tenant_id) == set():
-                del self._noted[tenant_id]
+        refused: Unavailable | None = None
+        for tenant_id in list(self._noted):
+            try:
+                await self._flush_tenant(tenant_id)
+            except Unavailable as error:
+                # Perhaps only this one's key does not open: the others do not wait for it.
+                refused = error
+        if refused is not None:
+            raise refused
+
+    async def _flush_tenant(self, tenant_id: UUID) -> None:
+        noted = self._noted[tenant_id]
+        while noted:
+            some = list(islice(noted, _TOGETHER))
+            await self._write(tenant_id, some)
+            noted.difference_update(some)
+            self._count -= len(some)
+            await asyncio.sleep(0)
+        if self._noted.get(tenant_id) == set():
+            del self._noted[tenant_id]
 
     async def _write(self, tenant_id: UUID, some: Iterable[_ANSWERS]) -> None:
         now = self._clock()

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from authsvc.audit_chain import read_payload
 from authsvc.change_set import ChangeSet
 from authsvc.clock import Clock
 from authsvc.database import Transaction
@@ -22,6 +21,7 @@ from authsvc.errors import Conflict, NotFound
 from authsvc.records import Change, Tenant
 from authsvc.replay import Bounds, DoesNotFollow, State
 from authsvc.repositories.api_keys import ApiKeys
+from authsvc.repositories.audit import said_by
 from authsvc.repositories.keys import Keys
 from authsvc.repositories.tenants import Tenants, TenantSettings
 from authsvc.repositories.tokens import TokenFamilies
@@ -85,12 +85,12 @@ class Plan:
 
 
 async def plan(tx: Transaction, name: str, window: Window, archive: Path | None = None) -> Plan:
-    """What undoes an incident in a tenant. Raises NotFound, DamagedError."""
+    """What undoes an incident in a tenant. Raises NotFound, DamagedError, Unreadable."""
     tenant = await _named(tx, name)
     made = Plan(tenant.id)
     actors = {window.actor}
     async for event in events_of(tx, tenant.id, archive):
-        said = read_payload(event)
+        said = said_by(event)
         try:
             made.actual.apply(event.seq, event.at, said)
         except DoesNotFollow as error:
