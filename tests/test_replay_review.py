@@ -16,7 +16,9 @@ from sqlalchemy import delete, insert, select, update
 from authsvc import models
 from authsvc.credentials import digest_of, new_client_key, new_key_id
 from authsvc.database import Database, Transaction
+from authsvc.encryption import MEMBER
 from authsvc.records import Change
+from authsvc.repositories.field_ciphers import cipher_of
 from authsvc.services import audit_retention, keys, operator
 from authsvc.services.api_keys import add_api_key
 from authsvc.services.changes import lock_tenant, record
@@ -255,8 +257,9 @@ async def test_findings_say_what_is_where(storage: Storage, tenant: TenantAtWork
     table = models.membership
     async with tenant.database.read() as tx:
         (row,) = await rows_of(tx, tenant.id, table)
+        mallory = (await cipher_of(tx, tenant.id)).seal(MEMBER, "mallory")
     await storage.forge(
-        lambda connection: connection.execute(insert(table), row | {"user_id": "mallory"})
+        lambda connection: connection.execute(insert(table), row | {"user_id": mallory})
     )
     await storage.forge(lambda connection: connection.execute(delete(models.role_permission)))
     async with tenant.database.read() as tx:
