@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import func, select
 
+import encrypted
 from authsvc import models
 from authsvc.credentials import digest_of, new_client_key
 from authsvc.database import Database
@@ -91,9 +92,13 @@ async def test_an_erasure_that_was_cut_off_can_be_repeated(
             break
         except Unavailable:
             continue
+        except NotFound:
+            # Cut off when nothing was left.
+            break
     assert attempts > 2
     left = {table: rows for table, rows in (await rows_by_table(owner)).items() if rows}
-    assert left == {"tenant_erasure": 1}
+    # A master key is nobody's.
+    assert left == {"tenant_erasure": 1} | ({"master_key": 1} if encrypted.ON else {})
 
 
 async def test_a_disabled_tenant_is_a_change(tenant: TenantAtWork) -> None:
