@@ -86,6 +86,7 @@ async def digest(storage: Storage) -> tuple[int, str]:
                     rest = [str(row.get(name)) for name in ("id", "role_id", "scope")]
                     said = opened.text(path, row[column])
                     names.append("|".join([str(tenant.id), path, said, *rest]))
+    await database.dispose()
     return len(names), hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
@@ -100,6 +101,7 @@ async def forms(storage: Storage, *keys: str) -> tuple[int, int, int]:
     database = storage.open()
     database.data_keys = encrypted.ring(*keys)
     found = await encryption.status(database)
+    await database.dispose()
     columns = found.columns
     return sum(c.encrypted for c in columns), sum(c.plain for c in columns), found.astray
 
